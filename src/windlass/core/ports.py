@@ -1,0 +1,236 @@
+"""The ports: the few shapes that make parts interchangeable. Read this page second.
+
+A port is a Protocol: any object of that shape fits, nothing has to be inherited. `windlass.testing` has a conformance
+kit for each that third parties implement.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
+
+from msgspec import Struct
+
+from windlass.core.events import Event
+from windlass.core.items import Item
+from windlass.core.messages import Blob, ResponseStatus, Text, Uri
+from windlass.core.request import Request, ToolSpec
+
+__all__ = [
+    "Approver",
+    "Capability",
+    "ExecResult",
+    "FileInfo",
+    "PermissionOption",
+    "Provider",
+    "Row",
+    "SessionInfo",
+    "Sink",
+    "Store",
+    "Tool",
+    "ToolContext",
+    "ToolOutput",
+    "ToolResult",
+    "Workspace",
+]
+
+
+@runtime_checkable
+class Provider(Protocol):
+    """Answers requests.
+
+    `stream` is a plain `def` that returns an async iterator of items: any number of deltas, usages and notices, then
+    exactly one `Finish`. Closing the iterator early frees the connection at once. It raises ProviderError kinds only.
+    `name` is the `gen_ai.provider.name`.
+    """
+
+    @property
+    def name(self) -> str: ...
+
+    def stream(self, request: Request, /) -> AsyncIterator[Item]: ...
+
+
+class ToolResult(Struct, frozen=True):
+    """What a tool gives back when a string is not enough: parts, or a status other than ok."""
+
+    content: str | tuple[Text | Blob | Uri, ...] = ""
+    status: ResponseStatus = "ok"
+
+
+#: What a tool may return: text, parts, a ToolResult; anything else is encoded as JSON; None is empty text.
+ToolOutput: TypeAlias = Any
+
+
+class ToolContext(Protocol):
+    """What a tool is given besides its arguments.
+
+    `deadline` is in seconds of the monotonic clock (None: none). `state` lives as long as the session.
+    """
+
+    @property
+    def call_id(self) -> str: ...
+    @property
+    def run_id(self) -> str: ...
+    @property
+    def session_id(self) -> str: ...
+    @property
+    def workspace(self) -> Workspace | None: ...
+    @property
+    def deadline(self) -> float | None: ...
+    @property
+    def state(self) -> dict[str, Any]: ...
+
+    def progress(self, text: str = "", data: Any = None) -> None:
+        """Report progress: becomes a `tool.progress` event."""
+
+    async def emit(self, event: Event) -> None:
+        """Make a fact known; a durable one is kept before this returns."""
+
+    async def run_child(self, **spec: Any) -> Any:
+        """Run a sub-agent whose events bubble and whose usage counts here."""
+
+
+@runtime_checkable
+class Tool(Protocol):
+    """Something a model may do.
+
+    `spec` is what the model is told. `call` gets arguments that were coerced and checked against
+    `spec.input_schema`; raise ToolError to tell the model what went wrong. `timeout` is in seconds, None: the agent's.
+    """
+
+    @property
+    def spec(self) -> ToolSpec: ...
+    @property
+    def timeout(self) -> float | None: ...
+
+    def call(self, args: dict[str, Any], ctx: ToolContext, /) -> Awaitable[ToolOutput]: ...
+
+
+@runtime_checkable
+class Capability(Protocol):
+    """Something that brings tools, prompt text and hooks, and has a lifetime: MCP, skills, memory.
+
+    `tools()` may change between turns. `open` and `close` run in one owner task.
+    """
+
+    async def open(self) -> None: ...
+    async def close(self) -> None: ...
+    def tools(self) -> Sequence[Tool]: ...
+    def instructions(self) -> str: ...
+    def hooks(self) -> Mapping[str, Callable[..., Any]]: ...
+
+
+class FileInfo(Struct, frozen=True, omit_defaults=True):
+    """One entry of a folder; `path` is relative to the workspace with forward slashes, `mtime_ns` 0 where unknown."""
+
+    path: str
+    kind: Literal["file", "dir", "symlink", "other"] = "file"
+    size: int = 0
+    mtime_ns: int = 0
+
+
+class ExecResult(Struct, frozen=True):
+    """How a command ended. `output` is stdout and stderr as they came, bounded; `total_bytes` counts all of it.
+
+    `exit_code` is None when it was killed; then `killed` says why (timeout, cancelled, output, memory). `spool` is a
+    file with the full output, where it was kept.
+    """
+
+    exit_code: int | None
+    output: bytes
+    total_bytes: int
+    killed: str | None = None
+    spool: str | None = None
+
+
+@runtime_checkable
+class Workspace(Protocol):
+    """Where tools act. Paths are relative to its root, with forward slashes; a path that leaves it raises PathEscape.
+
+    `capabilities` holds any of: shell, filesystem, network. A missing file raises WorkspaceError, FileNotFoundError as
+    its cause. `write` is atomic, makes parents, keeps the mode of what it replaces, and refuses with WorkspaceError
+    when `expected_sha256` is given and the file there is another ('' means: there must be none).
+    """
+
+    @property
+    def capabilities(self) -> frozenset[str]: ...
+
+    @property
+    def root(self) -> str:
+        """A name for people: a folder, or `memory`."""
+        ...
+
+    async def read(self, path: str, *, limit: int | None = None) -> bytes: ...
+    async def write(self, path: str, data: bytes, *, expected_sha256: str | None = None) -> None: ...
+    async def delete(self, path: str) -> None: ...
+    async def stat(self, path: str) -> FileInfo | None: ...
+    async def list(self, path: str = ".", *, depth: int = 1, limit: int = 10_000) -> list[FileInfo]: ...
+
+    async def exec(
+        self,
+        command: str | Sequence[str],
+        *,
+        timeout: float | None = 30.0,
+        max_output: int = 8192,
+        env: Mapping[str, str] | None = None,
+        on_output: Callable[[bytes], None] | None = None,
+    ) -> ExecResult: ...
+
+    async def close(self) -> None: ...
+
+
+class Row(Struct, frozen=True):
+    """One durable event as a store keeps it.
+
+    `pos` is its place in the session, dense from 0. `run` is the position of its run's `run.started` row, -1 outside a
+    run. `time` is UTC nanoseconds. `data` is the event's JSON without the ids and the time, which are columns.
+    """
+
+    pos: int
+    kind: str
+    run: int
+    time: int
+    data: bytes
+    version: int = 1
+
+
+class SessionInfo(Struct, frozen=True, omit_defaults=True):
+    """What a store lists of a session. Times are UTC nanoseconds; `rows` is its next position."""
+
+    id: str
+    rows: int
+    created: int
+    updated: int
+    title: str = ""
+    parent: str | None = None
+    parent_pos: int | None = None
+
+
+@runtime_checkable
+class Store(Protocol):
+    """Keeps ledgers: append, read, list, delete.
+
+    `append` keeps all rows or none, durably, before it returns; their positions must go on from `expected_pos`, which
+    must be the session's length, else StoreConflict. A first row of kind `session.forked` makes the new session share
+    its parent's rows. `read` gives rows of positions [start, end). `delete` is False when there was nothing; forks of
+    a deleted session keep the rows they share.
+    """
+
+    async def append(self, session: str, rows: Sequence[Row], expected_pos: int, *, tenant: str = "") -> None: ...
+    async def read(self, session: str, start: int = 0, end: int | None = None, *, tenant: str = "") -> list[Row]: ...
+    async def list(self, *, tenant: str = "", limit: int = 1000) -> list[SessionInfo]: ...
+    async def delete(self, session: str, *, tenant: str = "") -> bool: ...
+    async def close(self) -> None: ...
+
+
+#: A sink is called with every event, in order, and must not block: what is slow copies and returns.
+Sink: TypeAlias = Callable[[Event], None]
+
+PermissionOption = Literal["allow_once", "allow_always", "reject_once", "reject_always"]
+
+
+@runtime_checkable
+class Approver(Protocol):
+    """Asks a person (or a program in their place) whether a call may run."""
+
+    async def approve(self, name: str, input: dict[str, Any], reason: str, /) -> PermissionOption: ...
