@@ -1,14 +1,19 @@
-"""What is known of models: context, output limit, capabilities, prices; one dated table, which the user may override."""
+"""What is known of models: context, output limit, capabilities, prices; one dated table that the user may override."""
 
 from __future__ import annotations
 
-from typing import Literal
+import functools
+from collections.abc import Mapping
+from importlib import resources
+from typing import Any, Literal
 
+import msgspec
 from msgspec import Struct
 
+from windlass.core.errors import ConfigError
 from windlass.core.usage import NANO, Usage
 
-__all__ = ["Capabilities", "ModelFacts", "Prices", "cost_of"]
+__all__ = ["Capabilities", "ModelFacts", "Prices", "cost_of", "facts_of", "override"]
 
 
 class Prices(Struct, frozen=True, omit_defaults=True):
@@ -65,3 +70,48 @@ def cost_of(usage: Usage, prices: Prices) -> int | None:
         fresh * prices.input + usage.cache_read_tokens * read + usage.cache_creation_tokens * write
     ) + usage.output_tokens * prices.output
     return round(dollars_per_million * NANO / 1_000_000)
+
+
+@functools.cache
+def _table() -> dict[str, ModelFacts]:
+    text = resources.files("windlass.core").joinpath("models.json").read_bytes()
+    return msgspec.json.decode(text, type=dict[str, ModelFacts])
+
+
+_overrides: dict[str, ModelFacts] = {}
+
+
+def override(rows: Mapping[str, Mapping[str, Any]]) -> None:
+    """Put rows of the user's over the table, by model id or "provider:model-id". Raises ConfigError naming the row."""
+    for name, row in rows.items():
+        try:
+            _overrides[name] = msgspec.convert(row, ModelFacts)
+        except msgspec.ValidationError as error:
+            raise ConfigError(f"models.{name}: {error}.") from None
+    facts_of.cache_clear()
+
+
+@functools.lru_cache(maxsize=512)
+def facts_of(provider: str, model: str) -> ModelFacts:
+    """Return what is known of a model; unknown ones have every field None.
+
+    The user's rows come first, then the table; "provider:model" before "model", and a dated or tagged id
+    ("gpt-4.1-2025-04-14") takes the row of the longest id it starts with. Models on this machine cost nothing.
+    """
+    names = (f"{provider}:{model}", model, model.rsplit("/", 1)[-1])
+    for rows in (_overrides, _table()):
+        for name in names:
+            if (found := rows.get(name)) is not None:
+                return found
+    for rows in (_overrides, _table()):
+        for name in names:
+            near = [key for key in rows if name.startswith((f"{key}-", f"{key}:", f"{key}@"))]
+            if near:
+                return rows[max(near, key=len)]
+    if provider in _FREE:
+        return ModelFacts(prices=Prices(0.0, 0.0))
+    return ModelFacts()
+
+
+#: Providers that run on the user's own machine.
+_FREE = frozenset({"local", "echo", "ollama", "llama_cpp", "lmstudio", "vllm"})

@@ -11,19 +11,40 @@ import importlib
 from importlib import metadata
 from typing import Any
 
+from windlass.core.config import Config
 from windlass.core.errors import ConfigError, UnknownNameError
 
-__all__ = ["BUILTIN", "names", "resolve"]
+__all__ = ["BUILTIN", "load", "make", "model", "names", "resolve"]
 
+_VENDORS = (
+    "openai", "openrouter", "cerebras", "groq", "deepseek", "mistral", "together", "fireworks", "baseten", "cohere",
+    "huggingface", "llama_cpp", "vllm", "lmstudio",
+)  # fmt: skip
 #: port -> name -> "module:attr". ARCHITECTURE.md lists these arrows, and a test compares the two.
 BUILTIN: dict[str, dict[str, str]] = {
-    "providers": {},
-    "tools": {},
-    "toolsets": {},
-    "stores": {},
-    "workspaces": {},
-    "sinks": {},
-    "presets": {},
+    "providers": {
+        **dict.fromkeys(_VENDORS, "windlass.providers.vendors:make"),
+        "anthropic": "windlass.providers.vendors:make",
+        "ollama": "windlass.providers.vendors:make",
+        "local": "windlass.providers.local:make",
+        "echo": "windlass.providers.echo:make",
+    },
+    "tools": {
+        name: f"windlass.tools.{module}:{name}"
+        for module, names in {
+            "files": ("read_file", "write_file", "edit", "multi_edit", "list_files"),
+            "search": ("glob", "grep"),
+            "shell": ("shell",),
+            "basic": ("echo", "utc"),
+        }.items()
+        for name in names
+    },
+    "toolsets": {name: f"windlass.tools.toolsets:{name}" for name in ("files", "basic", "demo", "none")},
+    "stores": {"memory": "windlass.stores.memory:MemoryStore", "sqlite": "windlass.stores.sqlite:SqliteStore"},
+    "workspaces": {
+        "memory": "windlass.workspaces.memory:MemoryWorkspace",
+        "local": "windlass.workspaces.local:LocalWorkspace",
+    },
 }
 
 
@@ -61,3 +82,46 @@ def names(port: str) -> list[str]:
     """Return every name that a port knows, sorted."""
     found = {entry.name for entry in metadata.entry_points(group=f"windlass.{port}")}
     return sorted(found | set(BUILTIN[port]))
+
+
+def make(port: str, spec: Any) -> Any:
+    """Return the part that `spec` describes: an object as it is, "name" or "name:argument" made by its factory.
+
+    A workspace that is no name is the path of a folder. Raises UnknownNameError.
+    """
+    if spec is None or not isinstance(spec, str):
+        return spec
+    name, colon, argument = spec.partition(":")
+    if port == "workspaces" and name not in BUILTIN[port]:
+        name, argument, colon = "local", spec, ":"
+    factory = resolve(port, name)
+    return factory(argument) if colon else factory()
+
+
+def model(spec: Any, config: Any = None) -> tuple[Any, str, str]:
+    """Return (provider, model id, "provider:model-id") for what a user calls a model.
+
+    An object with `stream` is a provider itself; its `model` attribute, if any, is the id. None is the configured
+    default, and without one the embedded model. Raises UnknownNameError, MissingKeyError or ConfigError.
+    """
+    if hasattr(spec, "stream"):
+        model_id = str(getattr(spec, "model", "") or "")
+        return spec, model_id, f"{spec.name}:{model_id}" if model_id else str(spec.name)
+    config = config if config is not None else Config.from_environment()
+    full = spec if spec is not None else config.default_model
+    if not isinstance(full, str):
+        raise ConfigError(f"A model is a string such as 'openai:gpt-4.1-mini' or a provider object, not {spec!r}.")
+    name, _, model_id = config.alias(full).partition(":")
+    provider = config.provider(name, lambda: _provider_factory(name, config)(name, config))
+    model_id = model_id or str(getattr(provider, "default_model", ""))
+    return provider, model_id, f"{name}:{model_id}" if model_id else name
+
+
+def _provider_factory(name: str, config: Config) -> Any:
+    if name in config.user_providers and name not in BUILTIN["providers"]:
+        return load("windlass.providers.vendors:make")
+    try:
+        return resolve("providers", name)
+    except UnknownNameError:
+        known = [*names("providers"), *config.user_providers]
+        raise UnknownNameError("provider", name, known) from None

@@ -1,0 +1,289 @@
+"""The agent: immutable configuration, shared freely, with one default conversation of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
+
+from windlass.agent.behavior import BehaviorOptions, behavior
+from windlass.agent.hooks import Handler, Hooks
+from windlass.agent.loop import Loop
+from windlass.agent.policy import Policy
+from windlass.agent.run import AbortSignal, Run, RunPlan, RunResult
+from windlass.agent.session import Session, prompt_parts
+from windlass.agent.spawn import spawn
+from windlass.agent.sync import run_in_background
+from windlass.core import registry
+from windlass.core.errors import ConfigError, UnknownNameError
+from windlass.core.events import Event
+from windlass.core.messages import Blob, Message, Prompt, Uri
+from windlass.core.ports import Approver, Capability, Provider, Sink, Store, Tool, Workspace
+
+__all__ = ["DEFAULT_SYSTEM", "Agent", "Tools"]
+
+DEFAULT_SYSTEM = "You are a helpful assistant."
+#: A toolset's name, or tools: functions, Tool objects, names of built-in tools, toolset names.
+Tools = str | Sequence[Any] | Mapping[str, Any] | None
+E_ = TypeVar("E_", bound=Event)
+_RUN_OPTIONS = frozenset(
+    {"model", "system", "tools", "behavior", "images", "signal", "sinks", "hooks", "workspace", "prompt_source", "parent"}
+)
+
+
+class Agent:
+    """Ask a model and let it use tools until the task is done.
+
+    `model` is "provider:model-id", an object with `stream(request)`, or None for the configured default. `tools` is a
+    toolset's name ("files", "basic"), or a list of functions, Tool objects and names. `workspace` is where tools act:
+    a folder's path, a Workspace, or None for none. Further keywords are behaviors (`max_turns`, `thinking`, …), and
+    `behavior` holds the same as a mapping. `tool_aliases` maps a tool's name to the one the model sees.
+
+    An agent is configuration: sessions hold what changes. `run` continues its default session.
+
+    Raises UnknownNameError, MissingKeyError or ConfigError for names, keys and values that do not fit.
+    """
+
+    def __init__(
+        self,
+        model: str | Provider | None = None,
+        *,
+        name: str | None = None,
+        system: str | None = None,
+        tools: Tools = None,
+        tool_aliases: Mapping[str, str] | None = None,
+        workspace: str | Workspace | None = None,
+        capabilities: Sequence[Capability] = (),
+        behavior: BehaviorOptions | None = None,
+        hooks: Mapping[str, Handler | Sequence[Handler]] | None = None,
+        sinks: Sequence[Sink] = (),
+        policy: Policy | None = None,
+        approver: Approver | None = None,
+        store: str | Store | None = None,
+        config: Any = None,
+        **behaviors: Any,
+    ) -> None:
+        self.name, self.system = name, system
+        self.config = config
+        self.provider, self.model, self.model_name = registry.model(model, config)
+        self.tool_aliases = dict(tool_aliases or {})
+        self.tools: tuple[tuple[str, Tool], ...] = self._named(resolve_tools(tools))
+        self.workspace: Workspace | None = registry.make("workspaces", workspace)
+        self.capabilities = tuple(capabilities)
+        self.options: dict[str, Any] = {**(behavior or {}), **behaviors}
+        _behavior(self.options)
+        self.sinks: list[Sink] = list(sinks)
+        self.policy = policy or Policy()
+        self.approver = approver
+        self.store = store
+        self.hooks = Hooks()
+        for hook, handlers in (hooks or {}).items():
+            for handler in handlers if isinstance(handlers, Sequence) else (handlers,):
+                self.hooks.add(hook, handler)
+        self._session: Session | None = None
+
+    def _named(self, tools: Sequence[Tool]) -> tuple[tuple[str, Tool], ...]:
+        named: dict[str, Tool] = {}
+        for tool in tools:
+            name = self.tool_aliases.get(tool.spec.name, tool.spec.name)
+            if name in named:
+                raise ConfigError(f"Two tools are called {name!r}.", hint="Rename one, or give it an alias.")
+            named[name] = tool
+        return tuple(named.items())
+
+    # -- running ---------------------------------------------------------------------------------------------------
+
+    def run(
+        self,
+        prompt: Prompt | None = None,
+        *,
+        model: str | Provider | None = None,
+        system: str | None = None,
+        tools: Tools | None = None,
+        behavior: BehaviorOptions | None = None,
+        images: Sequence[Blob | Uri] = (),
+        signal: AbortSignal | None = None,
+        **behaviors: Any,
+    ) -> Run:
+        """Run a prompt in the default session; without one, resume it.
+
+        What is given here wins over the agent's own: `tools=[]` means none. Raises SessionBusy while a run is active.
+        """
+        options = {"model": model, "system": system, "tools": tools, "images": images, "signal": signal}
+        given = {key: value for key, value in options.items() if value is not None and value != ()}
+        return self.session.run(prompt, **given, behavior={**(behavior or {}), **behaviors})
+
+    def run_sync(self, prompt: Prompt | None = None, **options: Any) -> RunResult:
+        """Run from ordinary, blocking code; from any thread, but not inside a running event loop."""
+
+        async def go() -> RunResult:
+            return await self.run(prompt, **options)
+
+        return run_in_background(go)
+
+    def once(self, prompt: Prompt, **options: Any) -> Run:
+        """Run a prompt on its own: nothing is remembered or kept."""
+        return Session(self).run(prompt, **options)
+
+    @property
+    def session(self) -> Session:
+        """The default session, made at first use."""
+        if self._session is None:
+            self._session = Session(self, None, registry.make("stores", self.store or "memory"))
+        return self._session
+
+    def session_for(self, id: str | None = None, store: str | Store | None = None) -> Session:
+        """Make a session of this agent, kept in `store` (None: the agent's own, else memory)."""
+        chosen = store if store is not None else self.store or "memory"
+        return Session(self, id, registry.make("stores", chosen), owns_store=isinstance(chosen, str))
+
+    # -- the default session's face --------------------------------------------------------------------------------
+
+    @property
+    def is_running(self) -> bool:
+        """True while a run of the default session is active."""
+        return self._session is not None and self._session.active is not None
+
+    @property
+    def messages(self) -> tuple[Message, ...]:
+        """The default session's conversation."""
+        return self._session.messages if self._session is not None else ()
+
+    @property
+    def turns(self) -> int:
+        """How many answers the default session holds."""
+        return self._session.conversation.turns if self._session is not None else 0
+
+    def steer(self, message: str | Message) -> None:
+        """Talk to the active run before its next request."""
+        self.session.steer(message)
+
+    def follow_up(self, message: str | Message) -> None:
+        """Give the active run something to do when it would rest."""
+        self.session.follow_up(message)
+
+    def abort(self, reason: str = "") -> None:
+        """Abort the active run of the default session."""
+        if self._session is not None:
+            self._session.abort(reason)
+
+    def reset(self) -> None:
+        """Empty the default session and its queues."""
+        if self._session is not None:
+            self._session.reset()
+
+    async def wait_for_idle(self) -> None:
+        """Wait until the default session rests."""
+        if self._session is not None:
+            await self._session.wait_for_idle()
+
+    async def warmup(self) -> None:
+        """Open what the first run would have to open; may be called any number of times."""
+        for capability in self.capabilities:
+            await capability.open()
+
+    async def destroy(self) -> None:
+        """Stop what runs, and close capabilities, workspace and provider."""
+        if self._session is not None:
+            await self._session.close()
+        for part in (*self.capabilities, self.workspace, self.provider):
+            close = getattr(part, "close", None)
+            if close is not None:
+                await close()
+
+    # -- listening and asking --------------------------------------------------------------------------------------
+
+    def on(self, kind: type[E_], listener: Callable[[E_], None]) -> Callable[[], None]:
+        """Call `listener` with every event of a kind (`Event`: all); returns a function that stops it."""
+
+        def sink(event: Event) -> None:
+            if isinstance(event, kind):
+                listener(event)
+
+        self.sinks.append(sink)
+
+        def remove() -> None:
+            if sink in self.sinks:
+                self.sinks.remove(sink)
+
+        return remove
+
+    def hook(self, name: str, *, priority: int = 0) -> Callable[[Handler], Handler]:
+        """Register a hook: `@agent.hook("tool:gate")`. Lower priorities are called first."""
+
+        def register(handler: Handler) -> Handler:
+            self.hooks.add(name, handler, priority)
+            return handler
+
+        return register
+
+    # -- for sessions ----------------------------------------------------------------------------------------------
+
+    def plan(self, session: Session, prompt: Prompt | None, options: Mapping[str, Any]) -> RunPlan:
+        """Resolve everything for one run: run over agent over defaults."""
+        given = dict(options)
+        layered = {**(given.pop("behavior", None) or {}), **{k: given.pop(k) for k in list(given) if k not in _RUN_OPTIONS}}
+        provider, model, model_name = self.provider, self.model, self.model_name
+        if (asked := given.get("model")) is not None:
+            provider, model, model_name = registry.model(asked, self.config)
+        tools = self.tools if given.get("tools") is None else self._named(resolve_tools(given["tools"]))
+        system = given.get("system")
+        if system is None:
+            system = self.system if self.system is not None else DEFAULT_SYSTEM
+        return RunPlan(
+            provider=provider,
+            model=model,
+            model_name=model_name,
+            system=system,
+            prompt=prompt_parts(prompt, given.get("images", ())),
+            tools=tools,
+            behavior=_behavior(self.options, layered),
+            hooks=self.hooks.extended(given.get("hooks")),
+            conversation=session.conversation,
+            ledger=session.ledger,
+            agent_name=self.name,
+            capabilities=self.capabilities,
+            sinks=(*self.sinks, *given.get("sinks", ())),
+            policy=self.policy,
+            approver=self.approver,
+            workspace=given.get("workspace", self.workspace),
+            state=session.state,
+            signal=given.get("signal"),
+            parent=given.get("parent"),
+            prompt_source=given.get("prompt_source", "prompt"),
+            prepare=session.load,
+            spawn=lambda run, call_id, spec: spawn(self, session, run, call_id, spec),
+            on_start=session.started,
+            on_end=session.ended,
+        )
+
+    def turn(self, run: Run) -> Loop:
+        """Make the loop of a run."""
+        return Loop(run)
+
+
+_behavior = behavior
+
+
+def resolve_tools(tools: Tools) -> list[Tool]:
+    """Return Tool objects for names of tools and toolsets, functions, and Tool objects."""
+    if tools is None or not tools:
+        return []
+    if isinstance(tools, Mapping):
+        tools = list(tools.values())
+    if isinstance(tools, str):
+        tools = [tools]
+    as_tool = registry.load("windlass.tools.function:as_tool")
+    out: list[Tool] = []
+    for item in tools:
+        if not isinstance(item, str):
+            out.append(as_tool(item))
+        elif item in registry.BUILTIN["toolsets"]:
+            out.extend([as_tool(tool) for tool in registry.resolve("toolsets", item)()])
+        else:
+            try:
+                out.append(as_tool(registry.resolve("tools", item)))
+            except UnknownNameError:
+                raise UnknownNameError("tool", item, [*registry.names("tools"), *registry.names("toolsets")]) from None
+    return out
+
+

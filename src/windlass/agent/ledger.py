@@ -1,0 +1,144 @@
+"""The ledger of one session: durable events become rows, and rows become events again.
+
+The task that makes a durable fact awaits `commit` before anything may depend on it. A row holds the event without its
+ids and time, which are columns; `kind` is a column too, so it is cut from the JSON and put back on reading.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import msgspec
+
+from windlass.core import clock, json
+from windlass.core.errors import SessionVersionError, StoreError
+from windlass.core.events import DURABLE, EVENT_SCHEMA, Event, UnknownEvent, event_from_data
+from windlass.core.ports import Row, Store
+
+__all__ = ["Ledger", "event_of", "row_data"]
+
+_encode = msgspec.json.Encoder().encode
+_set = msgspec.structs.force_setattr
+#: `{"kind":"text.delta",` per class: what is cut from the encoded event.
+_PREFIX = {kind: b'{"kind":"' + str(kind.__struct_config__.tag).encode() + b'"' for kind in DURABLE}
+
+
+def row_data(event: Event) -> bytes:
+    """Return the JSON that a row keeps of an event that was not stamped yet."""
+    try:
+        data = _encode(event)
+    except (UnicodeEncodeError, OverflowError):
+        data = json.dumps_stored(event)
+    else:
+        if b"\\u0000" in data or b"\xee\x83\xb5" in data:
+            data = json.dumps_stored(event)
+    rest = data[len(_PREFIX[type(event)]) :]
+    return b"{" + rest[1:] if rest[:1] == b"," else b"{}"
+
+
+def event_of(row: Row, *, run_id: str = "") -> Event:
+    """Return the event that a row keeps.
+
+    An unknown kind comes back as `UnknownEvent`. Raises SessionVersionError for a row of a newer schema and StoreError
+    for one that cannot be read.
+    """
+    if row.version > EVENT_SCHEMA:
+        raise SessionVersionError(
+            f"Row {row.pos} has schema {row.version}; this version reads up to {EVENT_SCHEMA}.",
+            hint="Upgrade windlass; nothing was changed.",
+        )
+    try:
+        data = json.loads_stored(row.data)
+        event = event_from_data({**data, "kind": row.kind})
+    except (ValueError, TypeError, KeyError) as error:
+        raise StoreError(f"Row {row.pos} ({row.kind}) cannot be read: {error}.") from error
+    if isinstance(event, UnknownEvent):
+        return event
+    _set(event, "time", row.time)
+    _set(event, "run_id", run_id)
+    return event
+
+
+class Ledger:
+    """One writer of one session.
+
+    Positions are taken when `commit` is called, so rows of parallel tools keep the order of their calls to it; a store
+    must apply the appends of one session in the order it was called. Once an append failed, every later one does.
+    """
+
+    __slots__ = ("_failed", "_immediate", "pos", "run_pos", "session_id", "store", "tenant")
+
+    def __init__(self, store: Store | None, session_id: str, *, tenant: str = "", pos: int = 0) -> None:
+        self.store, self.session_id, self.tenant, self.pos = store, session_id, tenant, pos
+        self.run_pos = -1
+        self._failed: BaseException | None = None
+        # A store that never waits needs no task of its own to survive a cancellation half-way.
+        self._immediate: bool = getattr(store, "immediate", False)
+
+    async def commit(self, events: Sequence[Event]) -> None:
+        """Keep these events, all or none, before returning.
+
+        A cancellation that arrives meanwhile waits until the outcome is known: what a reader is told of is on disk.
+        Raises StoreError; then nothing of this batch counts, and the run must end before its next side effect.
+        """
+        store = self.store
+        if store is None:
+            return
+        if self._failed is not None:
+            raise StoreError("An earlier append failed, so this session takes no more.") from self._failed
+        now = clock.now_ns()
+        start = self.pos
+        rows = [
+            Row(start + at, str(type(event).__struct_config__.tag), self.run_pos, now, row_data(event))
+            for at, event in enumerate(events)
+        ]
+        self.pos += len(rows)
+        append = store.append(self.session_id, rows, start, tenant=self.tenant)
+        try:
+            if self._immediate:
+                await append
+            else:
+                await settled(append)
+        except asyncio.CancelledError:
+            raise
+        except BaseException as error:
+            self._failed = error
+            if isinstance(error, StoreError):
+                raise
+            raise StoreError(f"The store failed: {error}.", hint="What was acknowledged before is kept.") from error
+
+    async def read(self) -> list[Event]:
+        """Return every event of the session, with run ids restored."""
+        if self.store is None:
+            return []
+        return list(self.events(await self.store.read(self.session_id, tenant=self.tenant)))
+
+    @staticmethod
+    def events(rows: Iterable[Row]) -> Iterable[Event]:
+        """Yield the events of rows; a run's id comes from its `run.started` row."""
+        ids: dict[int, str] = {}
+        for row in rows:
+            if row.kind == "run.started":
+                ids[row.pos] = str(json.loads_stored(row.data).get("run_id", ""))
+            yield event_of(row, run_id=ids.get(row.run, ""))
+
+
+async def settled(work: Any) -> Any:
+    """Await `work` to its end even if this task is cancelled meanwhile; the cancellation is raised afterwards."""
+    task = asyncio.ensure_future(work)
+    cancelled: asyncio.CancelledError | None = None
+    while not task.done():
+        try:
+            await asyncio.shield(task)
+        except asyncio.CancelledError as error:
+            if task.cancelled():
+                raise
+            cancelled = error
+        except BaseException:
+            break
+    result = task.result()
+    if cancelled is not None:
+        raise cancelled
+    return result
