@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, TypeVar
 
 from windlass.agent.behavior import BehaviorOptions, behavior
@@ -26,7 +27,19 @@ DEFAULT_SYSTEM = "You are a helpful assistant."
 Tools = str | Sequence[Any] | Mapping[str, Any] | None
 E_ = TypeVar("E_", bound=Event)
 _RUN_OPTIONS = frozenset(
-    {"model", "system", "tools", "behavior", "images", "signal", "sinks", "hooks", "workspace", "prompt_source", "parent"}
+    {
+        "model",
+        "system",
+        "tools",
+        "behavior",
+        "images",
+        "signal",
+        "sinks",
+        "hooks",
+        "workspace",
+        "prompt_source",
+        "parent",
+    }
 )
 
 
@@ -210,6 +223,8 @@ class Agent:
     def hook(self, name: str, *, priority: int = 0) -> Callable[[Handler], Handler]:
         """Register a hook: `@agent.hook("tool:gate")`. Lower priorities are called first."""
 
+        self.hooks.check(name)
+
         def register(handler: Handler) -> Handler:
             self.hooks.add(name, handler, priority)
             return handler
@@ -221,7 +236,10 @@ class Agent:
     def plan(self, session: Session, prompt: Prompt | None, options: Mapping[str, Any]) -> RunPlan:
         """Resolve everything for one run: run over agent over defaults."""
         given = dict(options)
-        layered = {**(given.pop("behavior", None) or {}), **{k: given.pop(k) for k in list(given) if k not in _RUN_OPTIONS}}
+        layered = {
+            **(given.pop("behavior", None) or {}),
+            **{k: given.pop(k) for k in list(given) if k not in _RUN_OPTIONS},
+        }
         provider, model, model_name = self.provider, self.model, self.model_name
         if (asked := given.get("model")) is not None:
             provider, model, model_name = registry.model(asked, self.config)
@@ -251,7 +269,7 @@ class Agent:
             parent=given.get("parent"),
             prompt_source=given.get("prompt_source", "prompt"),
             prepare=session.load,
-            spawn=lambda run, call_id, spec: spawn(self, session, run, call_id, spec),
+            spawn=partial(spawn, self, session),
             on_start=session.started,
             on_end=session.ended,
         )
@@ -272,18 +290,21 @@ def resolve_tools(tools: Tools) -> list[Tool]:
         tools = list(tools.values())
     if isinstance(tools, str):
         tools = [tools]
-    as_tool = registry.load("windlass.tools.function:as_tool")
     out: list[Tool] = []
     for item in tools:
         if not isinstance(item, str):
-            out.append(as_tool(item))
+            out.append(_as_tool(item))
         elif item in registry.BUILTIN["toolsets"]:
-            out.extend([as_tool(tool) for tool in registry.resolve("toolsets", item)()])
+            out.extend([_as_tool(tool) for tool in registry.resolve("toolsets", item)()])
         else:
             try:
-                out.append(as_tool(registry.resolve("tools", item)))
+                out.append(_as_tool(registry.resolve("tools", item)))
             except UnknownNameError:
                 raise UnknownNameError("tool", item, [*registry.names("tools"), *registry.names("toolsets")]) from None
     return out
 
 
+def _as_tool(item: Any) -> Tool:
+    if hasattr(item, "spec") and hasattr(item, "call"):
+        return item
+    return registry.load("windlass.tools.function:as_tool")(item)

@@ -69,7 +69,7 @@ class ToolHost(Protocol):
 
     def emit(self, event: Event) -> None: ...
     async def record(self, kept: Sequence[Event], shown: Sequence[Event] | None = None) -> None: ...
-    async def run_child(self, call_id: str, spec: dict[str, Any]) -> Any: ...
+    async def run_child(self, spec: dict[str, Any]) -> Any: ...
     def steering(self) -> bool: ...
 
 
@@ -104,7 +104,7 @@ class CallContext:
         await self._host.record([event])
 
     async def run_child(self, **spec: Any) -> Any:
-        return await self._host.run_child(self.call_id, spec)
+        return await self._host.run_child(spec)
 
 
 class _Ready(Struct):
@@ -142,10 +142,9 @@ def _content(output: Any) -> tuple[Content, ResponseStatus]:
         return (output,), "ok"
     if isinstance(output, (list, tuple)) and output and all(isinstance(part, (Text, Blob, Uri)) for part in output):
         return tuple(output), "ok"
-    if hasattr(output, "model_dump"):
-        output = output.model_dump(mode="json")
+    dump: Any = getattr(output, "model_dump", None)
     try:
-        return json.dumps(output).decode(), "ok"
+        return json.dumps(output if dump is None else dump(mode="json")).decode(), "ok"
     except (TypeError, ValueError, RecursionError):
         return str(output), "ok"
 

@@ -123,8 +123,7 @@ class Hooks:
 
     def add(self, name: str, handler: Handler, priority: int = 0) -> Callable[[], None]:
         """Register a handler; returns a function that removes it. Raises UnknownNameError for a name that is none."""
-        if name not in HOOKS:
-            raise UnknownNameError("hook", name, HOOKS)
+        self.check(name)
         entry = (priority, self._count, handler)
         self._count += 1
         entries = self._by_name.setdefault(name, [])
@@ -136,6 +135,12 @@ class Hooks:
                 entries.remove(entry)
 
         return remove
+
+    @staticmethod
+    def check(name: str) -> None:
+        """Raise UnknownNameError for a name that is no hook."""
+        if name not in HOOKS:
+            raise UnknownNameError("hook", name, HOOKS)
 
     def extended(self, more: Hooks | None) -> Hooks:
         """Return these hooks followed by `more`."""

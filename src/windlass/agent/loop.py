@@ -1,8 +1,8 @@
 """The loop: ask the model, run the tools, until the agent rests.
 
 One pass of `main` is one turn: steering messages, the request, its stream, the calls. What a turn decides is on record
-before anything depends on it: the message with all its calls in one commit before a tool starts, each result
-as it ends. The history is append-only and its wire form is kept (`Conversation.encoded`), so turn 500 costs what turn 10 does.
+before anything depends on it: the message with all its calls in one commit before a tool starts, each result as it
+ends. The history is append-only and its wire form is kept (`Conversation.encoded`): turn 500 costs what turn 10 does.
 """
 
 from __future__ import annotations

@@ -19,7 +19,9 @@ def define_preset(**options: Any) -> Mapping[str, Any]:
     """Check and return agent options under a name of your own: `Agent(**preset)`. Raises ConfigError for others."""
     unknown = sorted(set(options) - _ALLOWED)
     if unknown:
-        raise ConfigError(f"A preset cannot hold {', '.join(unknown)}.", hint=f"It may hold {', '.join(sorted(_ALLOWED))}.")
+        raise ConfigError(
+            f"A preset cannot hold {', '.join(unknown)}.", hint=f"It may hold {', '.join(sorted(_ALLOWED))}."
+        )
     return dict(options)
 
 

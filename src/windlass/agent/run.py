@@ -245,9 +245,9 @@ class Run:
         """Tell whether a steering message waits."""
         return bool(self.steer_queue)
 
-    async def run_child(self, call_id: str, spec: dict[str, Any]) -> Any:
+    async def run_child(self, spec: dict[str, Any]) -> Any:
         """Run a sub-agent for a tool call."""
-        return await self.plan.spawn(self, call_id, spec)
+        return await self.plan.spawn(self, spec)
 
     # -- what the caller uses --------------------------------------------------------------------------------------
 

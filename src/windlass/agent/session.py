@@ -253,7 +253,9 @@ class Session:
 
     def _must_rest(self, what: str) -> None:
         if self.active is not None:
-            raise SessionBusy(f"Cannot {what} session {self.id} while {self.active.id} runs.", hint="Await or abort it.")
+            raise SessionBusy(
+                f"Cannot {what} session {self.id} while {self.active.id} runs.", hint="Await or abort it."
+            )
 
     async def _kept(self, what: str) -> list[Event]:
         if self.ledger.store is None:

@@ -23,7 +23,7 @@ class Spawner(Runner, Protocol):
     def name(self) -> str | None: ...
 
 
-async def spawn(agent: Spawner, session: Session, parent: Run, call_id: str, spec: Mapping[str, Any]) -> RunResult:
+async def spawn(agent: Spawner, session: Session, parent: Run, spec: Mapping[str, Any]) -> RunResult:
     """Run `spec["prompt"]` as a child of `parent` and return its result.
 
     The child has its parent's model, tools, system text and behavior unless `spec` says otherwise, its own session in
@@ -40,7 +40,9 @@ async def spawn(agent: Spawner, session: Session, parent: Run, call_id: str, spe
     if not prompt:
         raise ConfigError("A sub-agent needs a prompt.")
     runner: Runner = options.pop("agent", None) or agent
-    child_session = Session(runner, f"{session.id}.{clock.new_id()}", session.ledger.store, tenant=session.ledger.tenant)
+    child_session = Session(
+        runner, f"{session.id}.{clock.new_id()}", session.ledger.store, tenant=session.ledger.tenant
+    )
     child_session.state.update({"permissions": session.state.get("permissions", {})})
     child = child_session.run(prompt, parent=parent, **options)
     hooks = parent.hooks

@@ -1,0 +1,1 @@
+"""Who listens: record/replay, metrics, OpenTelemetry, console."""

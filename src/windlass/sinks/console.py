@@ -1,0 +1,146 @@
+"""Show a run on a terminal or in a pipe: the answer on one stream, what happens on the other.
+
+Text of models and tools is not trusted: terminal escapes are taken out before anything is written.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import TextIO
+
+from windlass.core.events import (
+    BudgetExceeded,
+    Event,
+    FileChanged,
+    Log,
+    MessageAdded,
+    PermissionResolved,
+    ProviderSwitched,
+    ReasoningDelta,
+    Retry,
+    RunFinished,
+    StepStarted,
+    TextDelta,
+    ToolFinished,
+    ToolStarted,
+)
+from windlass.core.messages import ToolResponse, response_text
+from windlass.core.text import strip_escapes
+from windlass.core.usage import format_cost
+from windlass.sinks.record import encode_line
+
+__all__ = ["Console", "Ndjson"]
+
+_DIM, _RED, _RESET = "\x1b[2m", "\x1b[31m", "\x1b[0m"
+
+
+class Ndjson:
+    """A sink that writes every event as a line of JSON, whole and flushed."""
+
+    def __init__(self, out: TextIO | None = None) -> None:
+        self._out = (out or sys.stdout).buffer
+
+    def __call__(self, event: Event) -> None:
+        """Take one event."""
+        self._out.write(encode_line(event))
+        self._out.flush()
+
+
+class Console:
+    """A sink for people: text deltas to `out`, one line for everything else to `err`.
+
+    `color` is used on `err` only; `verbose` shows tool results and reasoning; `verbatim` shows tool results whole, for
+    a model whose own words about them are not to be relied on.
+    """
+
+    def __init__(
+        self,
+        out: TextIO | None = None,
+        err: TextIO | None = None,
+        *,
+        color: bool = False,
+        verbose: bool = False,
+        verbatim: bool = False,
+        show_text: bool = True,
+    ) -> None:
+        self.out, self.err = out or sys.stdout, err or sys.stderr
+        self.color, self.verbose, self.verbatim, self.show_text = color, verbose, verbatim, show_text
+        self._open_line = False
+
+    def __call__(self, event: Event) -> None:
+        """Take one event."""
+        if isinstance(event, TextDelta):
+            if self.show_text and event.parent_run_id is None:
+                self.out.write(strip_escapes(event.text))
+                self.out.flush()
+                self._open_line = not event.text.endswith("\n")
+        elif isinstance(event, ReasoningDelta):
+            if self.verbose:
+                self.err.write(self._style(strip_escapes(event.text), _DIM))
+        elif (line := self._line(event)) is not None:
+            self._end_line()
+            self.err.write(line + "\n")
+            self.err.flush()
+        elif isinstance(event, MessageAdded) and event.message.role == "assistant":
+            self._end_line()
+
+    def _end_line(self) -> None:
+        if self._open_line:
+            self.out.write("\n")
+            self.out.flush()
+            self._open_line = False
+
+    def _style(self, text: str, code: str) -> str:
+        return f"{code}{text}{_RESET}" if self.color else text
+
+    def _line(self, event: Event) -> str | None:
+        if isinstance(event, ToolStarted):
+            return self._style(f"→ {_safe(event.name)}({_arguments(event.input)})", _DIM)
+        if isinstance(event, ToolFinished):
+            return self._result(event)
+        if isinstance(event, FileChanged):
+            verb = "created" if event.before is None else "deleted" if event.after is None else "changed"
+            return self._style(f"  {verb} {_safe(event.path)}", _DIM)
+        if isinstance(event, (Retry, ProviderSwitched)):
+            wait = f" (again in {event.delay:.1f} s)" if isinstance(event, Retry) and event.delay else ""
+            return self._style(f"! {_safe(event.message)}{wait}", _RED)
+        if isinstance(event, Log):
+            return self._style(f"! {_safe(event.message)}", _RED if event.level in ("warning", "error") else _DIM)
+        if isinstance(event, PermissionResolved):
+            return self._style(f"  {event.outcome.replace('_', ' ')}", _DIM)
+        if isinstance(event, BudgetExceeded):
+            return self._style(f"! limit reached: {event.what} ({event.used} of {event.limit})", _RED)
+        if isinstance(event, StepStarted):
+            total = f"/{event.total}" if event.total else ""
+            return self._style(f"[{event.name} {event.index}{total}]", _DIM)
+        if isinstance(event, RunFinished) and event.parent_run_id is None:
+            return self._end(event)
+        return None
+
+    def _result(self, event: ToolFinished) -> str:
+        text = strip_escapes(response_text(ToolResponse(event.call_id, event.response, event.status)))
+        lines = text.splitlines() or [""]
+        ok = event.status == "ok"
+        mark = "←" if ok else f"✗ {event.status}:"
+        if self.verbatim or self.verbose:
+            body = "\n".join([f"  {line}" for line in lines])
+            return self._style(f"{mark} {_safe(event.name)}", _DIM if ok else _RED) + f"\n{body}"
+        first = lines[0][:100] + ("…" if len(lines[0]) > 100 or len(lines) > 1 else "")
+        return self._style(f"{mark} {first}", _DIM if ok else _RED)
+
+    def _end(self, event: RunFinished) -> str:
+        usage = event.usage
+        cost = "" if event.cost is None else f", {format_cost(event.cost)}"
+        counts = f"{usage.input_tokens} in / {usage.output_tokens} out{cost}, {event.turns} turns"
+        if event.error is not None:
+            return self._style(f"✗ {_safe(str(event.error.get('message', '')))}", _RED)
+        return self._style(f"[{event.stop_reason}: {counts}]", _DIM)
+
+
+def _safe(text: str) -> str:
+    return " ".join(strip_escapes(text).split())
+
+
+def _arguments(arguments: dict[str, object]) -> str:
+    shown = ", ".join([f"{name}={str(value)[:60]!r}" for name, value in arguments.items()])
+    return _safe(shown[:200])
