@@ -201,7 +201,10 @@ async def test_precedence_run_over_agent_over_defaults() -> None:
     assert (second.system, second.settings.max_tokens, second.settings.temperature) == ("run text", 50, 0.5)
     assert second.tools == () and second.settings.thinking == "low"
     assert other.requests[0].model == "other" and other.requests[0].system == "agent text"
-    assert Agent(provider).plan(agent.session, "x", {}).behavior.max_tokens == 16384
+    plain = ScriptedProvider(["a"])
+    await Agent(plain).run("1")
+    assert plain.requests[0].settings.max_tokens == 16384
+    assert plain.requests[0].system == "You are a helpful assistant."
 
 
 async def test_a_second_run_while_one_runs_raises() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, TypeVar
@@ -199,9 +200,9 @@ class Agent:
         if self._session is not None:
             await self._session.close()
         for part in (*self.capabilities, self.workspace, self.provider):
-            close = getattr(part, "close", None)
-            if close is not None:
-                await close()
+            closing = part.close() if hasattr(part, "close") else None
+            if inspect.isawaitable(closing):
+                await closing
 
     # -- listening and asking --------------------------------------------------------------------------------------
 
@@ -265,6 +266,7 @@ class Agent:
             approver=self.approver,
             workspace=given.get("workspace", self.workspace),
             state=session.state,
+            metadata=session.metadata,
             signal=given.get("signal"),
             parent=given.get("parent"),
             prompt_source=given.get("prompt_source", "prompt"),
@@ -295,7 +297,7 @@ def resolve_tools(tools: Tools) -> list[Tool]:
         if not isinstance(item, str):
             out.append(_as_tool(item))
         elif item in registry.BUILTIN["toolsets"]:
-            out.extend([_as_tool(tool) for tool in registry.resolve("toolsets", item)()])
+            out.extend([_as_tool(tool) for tool in registry.resolve("toolsets", item)])
         else:
             try:
                 out.append(_as_tool(registry.resolve("tools", item)))

@@ -19,18 +19,20 @@ class Behavior(Struct, frozen=True):
     """The values, with their defaults (those of reference C where it has them).
 
     `tool_execution`: parallel or sequential. `max_turns`: model requests in one run, and in one iteration of a loop
-    mode. `max_tokens`: output tokens per request, capped by the model. `cache`: mark prompt-cache breakpoints.
-    `output`: JSON Schema or Python type of the answer; `output_mode`: native asks the provider, tool forces a call of
-    `final_answer`, auto picks; `output_retries`: how often a wrong answer is sent back. `thinking` and
-    `thinking_budget` (tokens). `tool_timeout` in seconds per call, None for none. `loop_mode`, `loop_until` (the
-    marker), `loop_max_turns` (iterations): reference A's loops. `loop_detector`: how many equal rounds are too many, 0
-    switches it off. `stream_retries`: how often a stream that broke after its first content is taken up again in one
-    run. `run_seconds`: a bound on the whole run. `max_cost` in dollars, `max_total_tokens`: bounds on what a run uses.
+    mode. `max_tokens`: output tokens per request, 16384 unless the provider has another default, and never more than
+    the model gives. `cache`: mark prompt-cache breakpoints. `output`: JSON Schema or Python type of the answer;
+    `output_mode`: native asks the provider, tool forces a call of `final_answer`, auto picks; `output_retries`: how
+    often a wrong answer is sent back. `thinking` and `thinking_budget` (tokens). `tool_timeout` in seconds per call,
+    None for none. `loop_mode`, `loop_until` (the marker), `loop_max_turns` (iterations): reference A's loops.
+    `loop_detector`: how many equal rounds are too many, 0 switches it off. `stream_retries`: how often a stream that
+    broke after its first content is taken up again in one run; `max_attempts`: how often one request is sent in all.
+    `run_seconds`: a bound on the whole run. `max_cost` in dollars, `max_total_tokens`: bounds on what a run uses.
+    `extra` is merged into every request's body.
     """
 
     tool_execution: Literal["parallel", "sequential"] = "parallel"
     max_turns: int = 50
-    max_tokens: int = 16384
+    max_tokens: int | None = None
     cache: bool = True
     thinking: Literal["off", "minimal", "low", "medium", "high", "adaptive"] | None = None
     thinking_budget: int | None = None
@@ -46,6 +48,7 @@ class Behavior(Struct, frozen=True):
     loop_max_turns: int = 8
     loop_detector: int = 5
     stream_retries: int = 1
+    max_attempts: int = 3
     run_seconds: float | None = None
     max_cost: float | None = None
     max_total_tokens: int | None = None
@@ -57,7 +60,7 @@ class BehaviorOptions(TypedDict, total=False):
 
     tool_execution: Literal["parallel", "sequential"]
     max_turns: int
-    max_tokens: int
+    max_tokens: int | None
     cache: bool
     thinking: Literal["off", "minimal", "low", "medium", "high", "adaptive"] | None
     thinking_budget: int | None
@@ -73,6 +76,7 @@ class BehaviorOptions(TypedDict, total=False):
     loop_max_turns: int
     loop_detector: int
     stream_retries: int
+    max_attempts: int
     run_seconds: float | None
     max_cost: float | None
     max_total_tokens: int | None
@@ -106,8 +110,9 @@ def behavior(*layers: Mapping[str, Any] | None) -> Behavior:
     except msgspec.ValidationError as error:
         raise ConfigError(f"behavior: {error}.") from None
     for name, least in _AT_LEAST.items():
-        if getattr(made, name) < least:
-            raise ConfigError(f"behavior: {name} is {getattr(made, name)}; it must be at least {least}.")
+        value = getattr(made, name)
+        if value is not None and value < least:
+            raise ConfigError(f"behavior: {name} is {value}; it must be at least {least}.")
     for name, high in (("temperature", 2.0), ("top_p", 1.0)):
         value = getattr(made, name)
         if value is not None and not 0.0 <= value <= high:

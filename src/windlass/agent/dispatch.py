@@ -291,6 +291,7 @@ class Dispatcher:
                 result=None,
             )
             if ctx.block:
+                host.refused.append(ready.bound.name)
                 return _Answer(f"Blocked: {ctx.reason or 'Tool execution was blocked'}", "blocked")
             if ctx.result is not None:
                 content, status = _content(ctx.result)

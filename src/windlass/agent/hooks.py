@@ -157,7 +157,7 @@ class Hooks:
         """Tell whether anybody asked for `name`."""
         return bool(self._by_name.get(name))
 
-    async def fire(self, name: str, **values: Any) -> HookContext:
+    async def fire(self, name: str, /, **values: Any) -> HookContext:
         """Call the handlers of `name` and return the shared context.
 
         Raises HookError, naming the function, when a `before` hook fails.

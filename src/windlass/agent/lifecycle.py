@@ -29,7 +29,7 @@ async def begin_run(run: Run) -> str:
         system = (await hooks.fire("system:before", system=system)).system
     opening: list[Event] = []
     if plan.ledger.pos == 0:
-        opening.append(SessionCreated(session_id=run.session_id, title=_title(prompt)))
+        opening.append(SessionCreated(session_id=run.session_id, title=_title(prompt), metadata=plan.metadata))
     opening.extend(conversation.close())
     source = plan.prompt_source
     if prompt is None and conversation.messages[-1].role == "assistant":

@@ -33,6 +33,7 @@ from windlass.core.usage import NANO
 
 __all__ = ["Loop"]
 
+MAX_TOKENS = 16384
 BROKEN = "Your answer was cut off by a broken connection. Continue exactly where it stopped."
 BESIDE_FINAL = "Not run: the final answer was given in the same message."
 _FINAL: dict[str, StopReason] = {"length": "max_tokens", "content_filter": "refusal", "refusal": "refusal"}
@@ -56,7 +57,7 @@ class Loop:
         self.detector = LoopDetector(mode.loop_detector)
         self.retries_left = mode.stream_retries
         self.turn_in_iteration = 0
-        self.budget = Budget(mode.run_seconds)
+        self.deadline = Budget(mode.run_seconds).deadline
         native = bool(getattr(plan.provider, "structured_output", False))
         self.wanted = (
             None if mode.output is None else OutputSpec(mode.output, mode.output_mode, native, mode.output_retries)
@@ -64,9 +65,10 @@ class Loop:
         self.tools = {name: Bound(tool, name) for name, tool in plan.tools}
         self.dispatcher = Dispatcher(run, self.tools)
         self.specs = self._specs()
+        usual = getattr(plan.provider, "default_max_tokens", None) or MAX_TOKENS
         self.settings = Settings(
-            max_tokens=mode.max_tokens, temperature=mode.temperature, top_p=mode.top_p, thinking=mode.thinking,
-            thinking_budget=mode.thinking_budget, extra=dict(mode.extra),
+            max_tokens=mode.max_tokens or usual, temperature=mode.temperature, top_p=mode.top_p,
+            thinking=mode.thinking, thinking_budget=mode.thinking_budget, extra=dict(mode.extra),
         )  # fmt: skip
 
     def _specs(self) -> tuple[ToolSpec, ...]:
@@ -179,7 +181,8 @@ class Loop:
         return Request(
             model=plan.model, messages=messages, system=system, tools=specs, tool_choice=choice,
             settings=self.settings, output_schema=wanted.schema if wanted is not None and wanted.native else None,
-            cache=self.behavior.cache, session_id=self.run.session_id, budget=self.budget, encoded=encoded,
+            cache=self.behavior.cache, session_id=self.run.session_id, encoded=encoded,
+            budget=Budget.until(self.deadline, self.behavior.max_attempts),
         )  # fmt: skip
 
     async def _accept(self, finish: Finish, cost: int | None) -> None:

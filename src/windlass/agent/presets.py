@@ -29,7 +29,7 @@ def define_preset(**options: Any) -> Mapping[str, Any]:
 basic: Mapping[str, Any] = define_preset(tools="basic")
 #: What the command line starts with: file tools and a shell, and a system text that says how to work.
 coding: Mapping[str, Any] = define_preset(
-    tools="basic",
+    tools="coding",
     system=(
         "You are a careful assistant that works with tools in the user's folder. Read before you change, make the "
         "smallest change that does the task, check the result, and say briefly what you did."

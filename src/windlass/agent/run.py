@@ -88,6 +88,7 @@ class RunPlan(Struct, frozen=True, kw_only=True):
     approver: Approver | None = None
     workspace: Workspace | None = None
     state: dict[str, Any] = field(default_factory=dict[str, Any])
+    metadata: dict[str, Any] = field(default_factory=dict[str, Any])
     signal: AbortSignal | None = None
     parent: Any = None
     prompt_source: str = "prompt"

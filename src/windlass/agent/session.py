@@ -50,6 +50,7 @@ class Session:
         *,
         tenant: str = "",
         owns_store: bool = False,
+        metadata: Mapping[str, Any] | None = None,
     ) -> None:
         self.agent = agent
         self.id = id or clock.new_id()
@@ -57,6 +58,8 @@ class Session:
         self.conversation = Conversation()
         #: What tools and hooks keep as long as this object lives.
         self.state: dict[str, Any] = {}
+        #: What a new session's first row says of it.
+        self.metadata = dict(metadata or {})
         self.active: Run | None = None
         self._owns_store = owns_store
         self._loaded = store is None

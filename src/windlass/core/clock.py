@@ -12,7 +12,7 @@ import random as _random
 import time
 from collections.abc import Generator
 from contextlib import contextmanager
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 
 __all__ = ["Clock", "deadline", "monotonic", "new_id", "now_ns", "random", "rfc3339", "sleep", "use"]
 
@@ -107,4 +107,5 @@ def rfc3339(ns: int) -> str:
     '1970-01-01T00:00:00.000000Z'
     """
     micros = max(-62_135_596_800_000_000, min(ns // 1000, 253_402_300_799_999_999))
-    return (datetime(1970, 1, 1) + timedelta(microseconds=micros)).isoformat(timespec="microseconds") + "Z"
+    moment = datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=micros)
+    return moment.replace(tzinfo=None).isoformat(timespec="microseconds") + "Z"

@@ -187,7 +187,7 @@ class Assembler:
         return done + "".join(self._run) if self._run_kind is TextItem else done
 
     def parts(self, *, calls: bool = True) -> tuple[Part, ...]:
-        """Return the parts so far; `calls=False` leaves tool calls out (of a stream that broke before they were whole)."""
+        """Return the parts so far; `calls=False` leaves tool calls out (the stream broke before they were whole)."""
         self._close()
         if not self._calls:
             return tuple([part for part in self._order if not isinstance(part, int)])

@@ -42,7 +42,7 @@ def loads(data: bytes | str, *, max_depth: int = MAX_DEPTH) -> Any:
         data = data[3:]
     try:
         value = _decode(data)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise JsonError(f"not valid JSON: {error}") from None
     except RecursionError:
         raise JsonError(f"nested deeper than {max_depth} levels") from None

@@ -213,7 +213,8 @@ class Store(Protocol):
     `append` keeps all rows or none, durably, before it returns; their positions must go on from `expected_pos`, which
     must be the session's length, else StoreConflict. A first row of kind `session.forked` makes the new session share
     its parent's rows. `read` gives rows of positions [start, end). `delete` is False when there was nothing; forks of
-    a deleted session keep the rows they share.
+    a deleted session keep the rows they share. Appends of one session are applied in the order of the calls. A store
+    whose `append` never waits may say so with an attribute `immediate = True`.
     """
 
     async def append(self, session: str, rows: Sequence[Row], expected_pos: int, *, tenant: str = "") -> None: ...

@@ -26,8 +26,8 @@ BUILTIN: dict[str, dict[str, str]] = {
         **dict.fromkeys(_VENDORS, "windlass.providers.vendors:make"),
         "anthropic": "windlass.providers.vendors:make",
         "ollama": "windlass.providers.vendors:make",
-        "local": "windlass.providers.local:make",
-        "echo": "windlass.providers.echo:make",
+        "local": "windlass.providers.own:make",
+        "echo": "windlass.providers.own:make",
     },
     "tools": {
         name: f"windlass.tools.{module}:{name}"
@@ -39,7 +39,9 @@ BUILTIN: dict[str, dict[str, str]] = {
         }.items()
         for name in names
     },
-    "toolsets": {name: f"windlass.tools.toolsets:{name}" for name in ("files", "basic", "demo", "none")},
+    "toolsets": {
+        name: f"windlass.tools.toolsets:{name.upper()}" for name in ("files", "basic", "coding", "demo", "none")
+    },
     "stores": {"memory": "windlass.stores.memory:MemoryStore", "sqlite": "windlass.stores.sqlite:SqliteStore"},
     "workspaces": {
         "memory": "windlass.workspaces.memory:MemoryWorkspace",

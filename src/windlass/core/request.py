@@ -106,6 +106,13 @@ class Budget:
         self.deadline = None if seconds is None else monotonic() + seconds
         self.attempts = attempts
 
+    @classmethod
+    def until(cls, deadline: float | None, attempts: int) -> Budget:
+        """Make a budget that ends at a time of the monotonic clock."""
+        made = cls(None, attempts)
+        made.deadline = deadline
+        return made
+
     def remaining(self) -> float | None:
         """Return the seconds left, never negative; None when unbounded."""
         return None if self.deadline is None else max(0.0, self.deadline - monotonic())

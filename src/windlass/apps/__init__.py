@@ -1,0 +1,1 @@
+"""What you start: cli, tui, acp, discord, the web page's files."""

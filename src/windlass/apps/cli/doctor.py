@@ -1,0 +1,89 @@
+"""`windlass doctor`: check this installation; prints what is wrong and what to do."""
+
+from __future__ import annotations
+
+import importlib.util
+import platform
+import sqlite3
+import sys
+from collections.abc import Iterator
+from importlib.metadata import version
+
+from windlass.apps.cli.common import ERROR, OK, Parser, configure, open_store, run_async
+from windlass.core import registry
+from windlass.core.config import Config, config_home, data_home, default_files
+from windlass.core.errors import WindlassError
+from windlass.local.embedded import embedded_model
+from windlass.providers.vendors import VENDORS
+
+__all__ = ["main"]
+
+Finding = tuple[str, bool, str]
+_EXTRAS = {"local": "xllamacpp", "regex": "re2", "uvloop": "uvloop"}
+
+
+def main(name: str, args: list[str]) -> int:
+    """Run the command; the exit code is 1 when something is broken."""
+    Parser(name, "Check this installation.").parse_args(args)
+    config = configure()
+    bad = False
+    for what, good, text in _checks(config):
+        bad = bad or not good
+        sys.stdout.write(f"{'ok ' if good else 'BAD'} {what:<10} {text}\n")
+    return ERROR if bad else OK
+
+
+def _checks(config: Config) -> Iterator[Finding]:
+    yield "windlass", True, f"{version('windlass')} on Python {platform.python_version()}, {platform.platform()}"
+    yield (
+        "config",
+        True,
+        ", ".join([f"{path}{'' if path.is_file() else ' (none)'}" for path, _ in default_files(config.environ)]),
+    )
+    yield "folders", True, f"settings {config_home(config.environ)}, data {data_home(config.environ)}"
+    keys = [name for name in VENDORS if config.provider_settings(name).api_key]
+    yield "keys", True, ", ".join(keys) if keys else "no provider key is set: the built-in model answers"
+    for extra, module in _EXTRAS.items():
+        found = importlib.util.find_spec(module) is not None
+        hint = "" if found else f": pip install 'windlass[{extra}]'"
+        yield extra, True, ("installed" if found else "not installed") + hint
+    yield _model()
+    yield _workspace()
+    yield "sqlite", sqlite3.sqlite_version_info >= (3, 35), sqlite3.sqlite_version
+    yield _store(config)
+
+
+def _model() -> Finding:
+    try:
+        model = embedded_model()
+        model.verify()
+    except WindlassError as error:
+        return "model", False, str(error)
+    return "model", True, f"built-in {model.profile.name}, {model.path.stat().st_size / 1e6:.1f} MB, digest checked"
+
+
+def _workspace() -> Finding:
+    try:
+        space = registry.make("workspaces", "local:.")
+    except WindlassError as error:
+        return "workspace", False, str(error)
+    return "workspace", True, f"file access confined by {getattr(space, 'confinement', 'path rules')}; no sandbox yet"
+
+
+def _store(config: Config) -> Finding:
+    async def check() -> int:
+        store = open_store(config)
+        try:
+            test = getattr(store, "check", None)
+            problems = await test() if test is not None else []
+            if problems:
+                raise WindlassError(f"{'; '.join(map(str, problems))[:200]}.", hint="See docs on salvage.")
+            return len(await store.list())
+        finally:
+            await store.close()
+
+    try:
+        count = run_async(check)
+    except WindlassError as error:
+        return "sessions", False, str(error)
+    return "sessions", True, f"{count} kept, database sound"

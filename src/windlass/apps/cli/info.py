@@ -1,0 +1,64 @@
+"""`windlass tools` and `windlass config`: what there is, and where it comes from."""
+
+from __future__ import annotations
+
+import sys
+
+from windlass.apps.cli.common import OK, Parser, configure
+from windlass.core import json, registry
+from windlass.core.settings import SETTINGS
+
+__all__ = ["main"]
+
+
+def main(name: str, args: list[str]) -> int:
+    """Run the command."""
+    return _tools(args) if name == "tools" else _config(args)
+
+
+def _tools(args: list[str]) -> int:
+    parser = Parser("tools", "List the built-in tools and toolsets.")
+    parser.add_argument("--json", action="store_true", help="whole definitions, as a model gets them")
+    options = parser.parse_args(args)
+    for name in registry.names("tools"):
+        spec = registry.resolve("tools", name).spec
+        if options.json:
+            sys.stdout.write(json.dumps(spec).decode() + "\n")
+        else:
+            first = spec.description.strip().splitlines()[0]
+            sys.stdout.write(f"{name:<12} {first}\n")
+    if not options.json:
+        for name in registry.names("toolsets"):
+            members = ", ".join([tool.spec.name for tool in registry.resolve("toolsets", name)])
+            sys.stdout.write(f"set {name:<8} {members or 'no tools'}\n")
+    return OK
+
+
+def _config(args: list[str]) -> int:
+    parser = Parser("config", "Show every setting; keys are never shown.")
+    parser.add_argument("--origins", action="store_true", help="where each value comes from")
+    parser.add_argument("--defaults", action="store_true", help="defaults, and where the reference documents disagree")
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args(args)
+    if options.defaults:
+        sys.stdout.write(defaults_page())
+        return OK
+    for key, value in configure().all().items():
+        if options.json:
+            row = {"key": key, "value": value.value, "origin": value.origin}
+            sys.stdout.write(json.dumps(row).decode() + "\n")
+        else:
+            shown = "unset" if value.value is None else value.value
+            sys.stdout.write(f"{key:<16} {shown}" + (f"    ({value.origin})" if options.origins else "") + "\n")
+    return OK
+
+
+def defaults_page() -> str:
+    """Return the table of settings as Markdown: docs/configuration.md holds it, and a test compares the two."""
+    rows = ["| setting | default | variables | meaning |", "|---|---|---|---|"]
+    for row in SETTINGS.values():
+        default = "" if row.default is None else row.default
+        variables = ", ".join([f"`{name}`" for name in row.env])
+        note = f" *({row.note})*" if row.note else ""
+        rows.append(f"| `{row.key}` | {default} | {variables} | {row.doc}{note} |")
+    return "\n".join(rows) + "\n"

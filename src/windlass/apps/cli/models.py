@@ -1,0 +1,61 @@
+"""`windlass models`: the providers, and what one of them offers."""
+
+from __future__ import annotations
+
+import sys
+
+from windlass.apps.cli.common import OK, Parser, configure, run_async
+from windlass.core import json, registry
+from windlass.core.config import Config
+from windlass.core.errors import ConfigError
+from windlass.core.models import facts_of
+from windlass.providers.vendors import VENDORS, vendor_of
+
+__all__ = ["main"]
+
+
+def main(name: str, args: list[str]) -> int:
+    """Run the command."""
+    parser = Parser(name, "List providers; with a PROVIDER, ask it for its models.")
+    parser.add_argument("provider", nargs="?", help="ask this provider")
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args(args)
+    config = configure()
+    if options.provider is not None:
+        return run_async(lambda: _offered(options.provider, config, options.json))
+    for row in _providers(config):
+        if options.json:
+            sys.stdout.write(json.dumps(row).decode() + "\n")
+        else:
+            state = "ready" if row["ready"] else f"needs {row['key']}"
+            sys.stdout.write(f"{row['provider']:<12} {state:<28} {row['default_model']}\n")
+    return OK
+
+
+def _providers(config: Config) -> list[dict[str, object]]:
+    rows: list[dict[str, object]] = [
+        {"provider": "local", "ready": True, "key": "", "default_model": "tiny-0 (built in, a demonstration)"},
+        {"provider": "echo", "ready": True, "key": "", "default_model": "echo (repeats the input)"},
+    ]
+    for name in [*VENDORS, *[name for name in config.user_providers if name not in VENDORS]]:
+        settings = config.provider_settings(name)
+        vendor = vendor_of(settings)
+        key = next((n for n in settings.key_names if not n.startswith("WINDLASS_")), settings.key_names[0])
+        ready = bool(settings.api_key) or vendor.key == "optional"
+        rows.append({"provider": name, "ready": ready, "key": key, "default_model": vendor.default_model})
+    return rows
+
+
+async def _offered(name: str, config: Config, as_json: bool) -> int:
+    provider, _, _ = registry.model(name, config)
+    listed = getattr(provider, "models", None)
+    if listed is None:
+        raise ConfigError(f"Provider {name!r} has no list of models.")
+    try:
+        for model in await listed():
+            facts = facts_of(name, model)
+            row = {"model": model, "context": facts.context, "input_price": facts.prices.input}
+            sys.stdout.write((json.dumps(row).decode() if as_json else model) + "\n")
+    finally:
+        await provider.close()
+    return OK

@@ -1,0 +1,130 @@
+"""The options of `windlass run`, and what they mean together."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import stat
+import sys
+from pathlib import Path
+from typing import Any
+
+from windlass.apps.cli.common import Parser, read_text
+from windlass.core import json
+from windlass.core.errors import ConfigError
+from windlass.core.messages import Blob, blob
+
+__all__ = ["behavior_of", "images_of", "prompt_of", "run_parser", "schema_of_option"]
+
+#: How much piped text is taken as context.
+MAX_STDIN = 8 << 20
+
+
+def run_parser(command: str) -> Parser:
+    """Build the parser of `windlass run` (and of `windlass agent`, which has the same options)."""
+    parser = Parser(command, "Run a prompt. Text piped in is added to it as context.")
+    add = parser.add_argument
+    add("prompt_words", nargs="*", metavar="PROMPT", help="what to do")
+    add("--prompt", help="the same as PROMPT; starts a loop until DONE (reference A)")
+    add("--message", help="the same as PROMPT")
+    add("-m", "--model", help="provider:model-id, a provider, or the name of a route")
+    add("--provider", help="a provider, with its own default model")
+    add("--system", help="the system text")
+    add("--workspace", metavar="DIR", help="the folder the tools act in (default: this one)")
+    add("--memory-files", metavar="PATH", action="append", help="load files or folders; nothing is written to disk")
+    add("--tools", help="tools or sets, with commas: files, basic, none, …")
+    add("--yes", action="store_true", help="allow every call of the chosen tools without asking")
+    add("--session", metavar="ID", help="continue this session, or start it")
+    add("-c", "--continue", dest="continue_", action="store_true", help="continue the last session of this folder")
+    add("-r", "--resume", metavar="ID", nargs="?", const="", help="continue a session (the last one without an ID)")
+    add("--until", metavar="MARKER", help="ask again until the answer contains MARKER")
+    add("--max-turns", type=int, help="model requests; with a loop: iterations")
+    add("--loop-mode", choices=("basic", "agent"), help="ask again after each answer")
+    add("--agent-loop", action="store_true", help="the same as --loop-mode agent")
+    add("--schema", metavar="FILE", help="answer as JSON of this JSON Schema (a file, or the schema itself)")
+    add("--thinking", choices=("off", "minimal", "low", "medium", "high", "adaptive"))
+    add("--image", metavar="FILE", action="append", default=[], help="attach an image, a PDF or a text file")
+    add("--output", choices=("text", "json", "stream-json"), default="text")
+    add("--record", metavar="FILE", help="write every event to FILE, for windlass replay")
+    add("--use-env", action="store_true", help="read provider variables from ./.env")
+    add("--env-file", metavar="FILE", help="read provider variables from FILE")
+    add("-v", "--verbose", action="store_true", help="show reasoning and whole tool results")
+    return parser
+
+
+def prompt_of(options: argparse.Namespace, parser: Parser) -> str | None:
+    """Return the prompt with what was piped in; None where a session is to be resumed without one."""
+    given = [text for text in (" ".join(options.prompt_words), options.prompt, options.message) if text]
+    if len(given) > 1:
+        parser.error("the prompt is given twice; use PROMPT, --prompt or --message")
+    piped = _piped()
+    if not given and not piped:
+        if options.continue_ or options.resume is not None or options.session:
+            return None
+        parser.error("a prompt is needed: windlass run PROMPT")
+    return "\n\n".join([*given, *([piped] if piped else [])])
+
+
+def _piped() -> str:
+    """Return what is piped in; a terminal, /dev/null and an inherited socket are not."""
+    try:
+        mode = os.fstat(sys.stdin.fileno()).st_mode
+    except (OSError, ValueError, AttributeError):
+        return ""
+    if not (stat.S_ISFIFO(mode) or stat.S_ISREG(mode)):
+        return ""
+    raw = sys.stdin.buffer.read(MAX_STDIN + 1)
+    if len(raw) > MAX_STDIN:
+        raise ConfigError(f"More than {MAX_STDIN >> 20} MiB are piped in.", hint="Put it into a file and name that.")
+    return raw.decode("utf-8", "replace").strip()
+
+
+def behavior_of(options: argparse.Namespace, config: Any) -> dict[str, Any]:
+    """Return the behavior that options and configuration ask for.
+
+    `--until`, `--loop-mode`, `--agent-loop` and reference A's `--prompt` start a loop, whose iterations `--max-turns`
+    then counts (8 by default).
+    """
+    out: dict[str, Any] = {}
+    for key in ("max_tokens", "max_turns", "temperature", "top_p", "thinking", "tool_timeout", "max_attempts"):
+        found = config.where(key)
+        if found.origin != "default" and found.value is not None:
+            out[key] = found.value
+    mode = "agent" if options.agent_loop else options.loop_mode
+    if mode or options.until or options.prompt:
+        out["loop_mode"] = mode or "basic"
+        out["loop_max_turns"] = options.max_turns or config.get("loop_max_turns")
+        if options.until:
+            out["loop_until"] = options.until
+    elif options.max_turns:
+        out["max_turns"] = options.max_turns
+    if options.thinking:
+        out["thinking"] = options.thinking
+    if options.schema:
+        out["output"] = schema_of_option(options.schema)
+    return out
+
+
+def schema_of_option(text: str) -> dict[str, Any]:
+    """Read a JSON Schema from a file, or from the text itself. Raises ConfigError naming it."""
+    inline = text.lstrip().startswith("{")
+    where = "--schema" if inline else f"schema {text}"
+    try:
+        value = json.loads(text if inline else read_text(text, "the schema"))
+    except json.JsonError as error:
+        raise ConfigError(f"{where}: {error}.") from None
+    if not isinstance(value, dict):
+        raise ConfigError(f"{where}: a JSON Schema is an object.")
+    return value
+
+
+def images_of(paths: list[str]) -> list[Blob]:
+    """Read attachments. Raises ConfigError or UnsupportedInputError naming the file."""
+    out: list[Blob] = []
+    for path in paths:
+        try:
+            data = Path(path).read_bytes()
+        except OSError as error:
+            raise ConfigError(f"Cannot read the attachment {path}: {error.strerror}.") from error
+        out.append(blob(data, filename=Path(path).name))
+    return out

@@ -1,0 +1,99 @@
+"""`windlass sessions`: what was kept."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from windlass.agent.agent import Agent
+from windlass.agent.conversation import Conversation
+from windlass.agent.ledger import Ledger
+from windlass.agent.session import Session
+from windlass.apps.cli.common import OK, Parser, configure, open_store, run_async
+from windlass.core import clock, json, registry
+from windlass.core.config import Config
+from windlass.core.errors import SessionNotFound, UnknownNameError
+from windlass.core.messages import Reasoning, Text, ToolCall, ToolResponse, response_text
+from windlass.core.ports import Store
+from windlass.core.text import strip_escapes
+
+__all__ = ["main"]
+
+
+def main(name: str, args: list[str]) -> int:
+    """Run the command."""
+    parser = Parser(name, "List, show, fork, export and delete kept conversations.")
+    verbs = parser.add_subparsers(dest="verb", required=True, parser_class=argparse.ArgumentParser)
+    listing = verbs.add_parser("list", help="newest first")
+    listing.add_argument("--json", action="store_true")
+    listing.add_argument("--limit", type=int, default=50)
+    for verb, text in (("show", "the conversation"), ("export", "every row as JSONL"), ("delete", "remove for good")):
+        verbs.add_parser(verb, help=text).add_argument("id")
+    fork = verbs.add_parser("fork", help="a new session that shares the rows so far")
+    fork.add_argument("id")
+    fork.add_argument("--turn", type=int, help="share up to and with this answer (1 is the first)")
+    fork.add_argument("--as", dest="new_id", help="the new session's id")
+    options = parser.parse_args(args)
+    config = configure()
+    return run_async(lambda: _main(options, config))
+
+
+async def _main(options: argparse.Namespace, config: Config) -> int:
+    store = open_store(config)
+    try:
+        if options.verb == "list":
+            return await _list(store, options)
+        await _must_exist(store, options.id)
+        if options.verb == "show":
+            return await _show(store, options.id)
+        if options.verb == "export":
+            export = registry.load("windlass.stores.jsonl:export_jsonl")
+            async for line in export(store, options.id):
+                sys.stdout.buffer.write(line if line.endswith(b"\n") else line + b"\n")
+            sys.stdout.buffer.flush()
+        elif options.verb == "delete":
+            await store.delete(options.id)
+        else:
+            session = Session(Agent("echo", config=config), options.id, store)
+            at = None if options.turn is None else await session.turn_position(options.turn)
+            sys.stdout.write((await session.fork(at, id=options.new_id)).id + "\n")
+        return OK
+    finally:
+        await store.close()
+
+
+async def _must_exist(store: Store, wanted: str) -> None:
+    known = [info.id for info in await store.list()]
+    if wanted not in known:
+        near = UnknownNameError("session", wanted, known)
+        raise SessionNotFound(near.message, hint=near.hint)
+
+
+async def _list(store: Store, options: argparse.Namespace) -> int:
+    for info in await store.list(limit=options.limit):
+        if options.json:
+            sys.stdout.write(json.dumps(info).decode() + "\n")
+        else:
+            when = clock.rfc3339(info.updated)[:16].replace("T", " ")
+            parent = f" (fork of {info.parent})" if info.parent else ""
+            sys.stdout.write(f"{info.id}  {when}  {info.rows:>5} rows  {strip_escapes(info.title)}{parent}\n")
+    return OK
+
+
+async def _show(store: Store, session_id: str) -> int:
+    events = await Ledger(store, session_id).read()
+    conversation = Conversation.fold(events)
+    for message in conversation.messages:
+        for part in message.parts:
+            if isinstance(part, Text):
+                text = part.content
+            elif isinstance(part, Reasoning):
+                text = f"(thinking) {part.content}"
+            elif isinstance(part, ToolCall):
+                text = f"→ {part.name}({part.arguments_text or json.dumps(part.arguments).decode()})"
+            elif isinstance(part, ToolResponse):
+                text = f"← {response_text(part)}"
+            else:
+                text = f"[{type(part).__name__.lower()}]"
+            sys.stdout.write(f"{message.role}: {strip_escapes(text)}\n")
+    return OK

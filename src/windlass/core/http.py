@@ -1,0 +1,431 @@
+"""The one door to the network: an HTTP/1.1 client for asyncio, framed by llhttp.
+
+    async with Client() as client:
+        response = await client.request("POST", url, headers={"content-type": "application/json"}, body=b"{}")
+        async with client.stream("POST", url, body=b"{}") as response:
+            async for piece in response: ...
+
+It follows no redirects, decodes no charset and raises only the TransportError kinds of `windlass.core.errors`: a status
+of 500 is an answer like any other. HTTP semantics are RFC 9110, framing RFC 9112.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import os
+import ssl
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from math import inf
+from types import TracebackType
+from typing import Self
+
+from windlass.core import clock
+from windlass.core._http_connect import Resolve, Resolver, TlsError, open_socket, open_tunnel, tls_error
+from windlass.core._http_connection import Connection, Host, HostKey
+from windlass.core._http_exchange import Exchange, IdleOn, Timeouts
+from windlass.core._http_head import HeaderInput, Headers, encode_head
+from windlass.core._http_url import ProxyRules, Url, endpoint, parse_url
+from windlass.core.errors import ConfigError, ConnectError, ProtocolError, TransportError, TransportTimeout
+from windlass.core.threads import run_in_thread
+
+__all__ = [
+    "Client",
+    "HeaderInput",
+    "Headers",
+    "IdleOn",
+    "Response",
+    "StreamResponse",
+    "Streaming",
+    "Timeouts",
+    "TlsError",
+    "Url",
+    "endpoint",
+    "parse_url",
+]
+
+MAX_BODY = 64 * 1024 * 1024
+MAX_HEADERS = 64 * 1024
+
+
+class Response:
+    """A whole answer. `close_delimited` is True where only the end of the connection marked the end of the body."""
+
+    __slots__ = ("body", "close_delimited", "headers", "status")
+
+    def __init__(self, status: int, headers: Headers, body: bytes, close_delimited: bool) -> None:
+        self.status, self.headers, self.body, self.close_delimited = status, headers, body, close_delimited
+
+    def __repr__(self) -> str:
+        return f"Response({self.status}, {len(self.body)} bytes)"
+
+
+class StreamResponse:
+    """An answer whose body is read as it arrives; one task reads it, inside the `async with` that opened it."""
+
+    __slots__ = ("_exchange", "headers", "status")
+
+    def __init__(self, exchange: Exchange) -> None:
+        assert exchange.headers is not None
+        self._exchange = exchange
+        self.status = exchange.status
+        self.headers = exchange.headers
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return self._exchange
+
+    def chunks(self) -> AsyncIterator[bytes]:
+        """Iterate over the decoded body in pieces, never empty, cut anywhere; what is already here is one piece.
+
+        A cut or broken body raises ProtocolError after the pieces that came, a passed deadline TransportTimeout, the
+        cap on decoded bytes BodyTooLarge.
+        """
+        return self._exchange
+
+    async def read(self) -> bytes:
+        """Return the rest of the body; raises like `chunks`."""
+        return await self._exchange.read()
+
+    def mark_progress(self) -> None:
+        """Reset the idle clock of a stream opened with `idle_on="progress"`: pings alone then do not keep it alive."""
+        self._exchange.mark_progress()
+
+    @property
+    def complete(self) -> bool:
+        """Whether the whole body has arrived, read or not."""
+        return self._exchange.done
+
+    @property
+    def close_delimited(self) -> bool:
+        """Whether only the end of the connection marked the end of the body, which then may be cut short unseen."""
+        return self._exchange.close_delimited
+
+
+class Streaming:
+    """The context of `Client.stream`: sends on entry, closes the socket on exit unless the body had come to its end."""
+
+    __slots__ = ("_exchange", "_open")
+
+    def __init__(self, open_: Callable[[], Awaitable[Exchange]]) -> None:
+        self._open = open_
+        self._exchange: Exchange | None = None
+
+    async def __aenter__(self) -> StreamResponse:
+        self._exchange = await self._open()
+        return StreamResponse(self._exchange)
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        exchange = self._exchange
+        if exchange is not None and not exchange.done:
+            exchange.abort(TransportError("The stream was closed by its reader.", endpoint=exchange.endpoint))
+
+
+class Client:
+    """Keeps connections and lends them to exchanges. It belongs to the event loop that first uses it.
+
+    Seconds: `connect_timeout` (lookup, TCP, proxy, TLS), `first_byte_timeout` (until the head of the answer),
+    `idle_timeout` (between bytes of the body), `total_timeout`, `pool_timeout` (for a free connection),
+    `keepalive_seconds`; None is no limit. `min_rate`: see Timeouts. Connections are limited per scheme, host, port and
+    pinned address; who waits is served first come, first served. `max_body_bytes` caps the decoded body.
+
+    `proxies` has the keys http, https, all and no, `{}` for none; None reads HTTP_PROXY, HTTPS_PROXY, ALL_PROXY and
+    NO_PROXY from `env` (os.environ) once. `resolve(host, port)` replaces the system's address lookup. `ssl_context`
+    replaces the default, which trusts the system's store. Raises ConfigError for a malformed proxy.
+    """
+
+    def __init__(
+        self,
+        *,
+        connect_timeout: float | None = 5.0,
+        first_byte_timeout: float | None = 60.0,
+        idle_timeout: float | None = 60.0,
+        total_timeout: float | None = None,
+        pool_timeout: float | None = 30.0,
+        min_rate: float = 0.0,
+        max_per_host: int = 100,
+        max_idle_per_host: int = 100,
+        keepalive_seconds: float = 30.0,
+        max_header_bytes: int = MAX_HEADERS,
+        max_body_bytes: int = MAX_BODY,
+        ssl_context: ssl.SSLContext | None = None,
+        proxies: Mapping[str, str] | None = None,
+        env: Mapping[str, str] | None = None,
+        resolve: Resolve | None = None,
+    ) -> None:
+        self.timeouts = Timeouts(
+            connect_timeout, first_byte_timeout, idle_timeout, total_timeout, pool_timeout, min_rate
+        )
+        self._max_per_host, self._max_idle, self._keepalive = max_per_host, max_idle_per_host, keepalive_seconds
+        self._max_header, self._max_body = max_header_bytes, max_body_bytes
+        self._context = ssl_context
+        rules = ProxyRules.from_env(os.environ if env is None else env) if proxies is None else ProxyRules(proxies)
+        self._proxies = rules
+        self._resolve = resolve or Resolver()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._closed = False
+        self._hosts: dict[HostKey, Host] = {}
+        self._connections: set[Connection] = set()
+        self._urls: dict[str, Url] = {}
+
+    async def __aenter__(self) -> Self:
+        self._running_loop()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """Close every connection and wait until the sockets are gone; exchanges in progress fail. May be repeated."""
+        self._closed = True
+        for host in list(self._hosts.values()):
+            for waiter in host.waiters:
+                if not waiter.done():
+                    waiter.set_exception(_closed_error())
+            host.waiters.clear()
+        connections = list(self._connections)
+        for connection in connections:
+            connection.abort(_closed_error())
+        if connections:
+            await asyncio.wait([connection.lost for connection in connections])
+
+    async def request(
+        self,
+        method: str,
+        url: str,
+        *,
+        headers: HeaderInput = (),
+        body: bytes | Sequence[bytes] = b"",
+        timeouts: Timeouts | None = None,
+        max_body_bytes: int | None = None,
+        pin: str | None = None,
+    ) -> Response:
+        """Send a request and return the whole answer, of whatever status.
+
+        `body` may be several pieces, sent as one; `timeouts` and `max_body_bytes` replace the client's; `pin` is the
+        address to connect to instead of looking the host up, Host and TLS name staying the URL's. A kept-alive
+        connection that turns out to be dead before any byte of an answer is replaced once.
+
+        Raises ConnectError (TlsError), TransportTimeout, ProtocolError and BodyTooLarge; their `sent` is False when
+        nothing of the request can have been acted on. Cancelling closes the socket at once.
+        """
+        exchange = await self._open(method, url, headers, body, timeouts, max_body_bytes, pin, "bytes")
+        try:
+            data = await exchange.read()
+        except BaseException as error:
+            if exchange.source is not None:
+                exchange.abort(_given_up(exchange.endpoint, error))
+            raise
+        assert exchange.headers is not None
+        return Response(exchange.status, exchange.headers, data, exchange.close_delimited)
+
+    def stream(
+        self,
+        method: str,
+        url: str,
+        *,
+        headers: HeaderInput = (),
+        body: bytes | Sequence[bytes] = b"",
+        timeouts: Timeouts | None = None,
+        max_body_bytes: int | None = None,
+        pin: str | None = None,
+        idle_on: IdleOn = "bytes",
+    ) -> Streaming:
+        """Return an async context manager that sends the request and gives a StreamResponse once its head is here.
+
+        Arguments and errors are those of `request`. With `idle_on="progress"` only `mark_progress` resets the idle
+        clock, which counts the time spent waiting for the server, not the reader's own. Leaving the context before
+        the end of the body closes the connection at once.
+        """
+        return Streaming(lambda: self._open(method, url, headers, body, timeouts, max_body_bytes, pin, idle_on))
+
+    async def resolve(self, host: str, port: int) -> list[str]:
+        """Return a host's addresses, for a caller who checks one and then pins it; raises ConnectError."""
+        try:
+            return list(await self._resolve(host, port))
+        except OSError as error:
+            text = f"The name {host} cannot be resolved: {error.strerror or error}."
+            raise ConnectError(text, endpoint=host, sent=False) from error
+
+    async def _open(
+        self,
+        method: str,
+        url: str,
+        headers: HeaderInput,
+        body: bytes | Sequence[bytes],
+        timeouts: Timeouts | None,
+        max_body: int | None,
+        pin: str | None,
+        idle_on: IdleOn,
+    ) -> Exchange:
+        loop = self._running_loop()
+        limits = timeouts or self.timeouts
+        where = self._urls.get(url) or self._parse(url)
+        if pin is not None:
+            pin = _address(pin, where)
+        pieces = (body,) if isinstance(body, bytes) else body
+        total_at = inf if limits.total is None else loop.time() + limits.total
+        fresh = False
+        while True:
+            if self._closed:
+                raise _closed_error()
+            host = self._host(where, pin)
+            head = self._head(method, where, headers, sum(map(len, pieces)), host)
+            exchange = Exchange(
+                loop,
+                where.endpoint,
+                limits,
+                total_at=total_at,
+                max_body=self._max_body if max_body is None else max_body,
+                idle_on=idle_on,
+                without_body=method == "HEAD",
+            )
+            connection = await self._lend(host, where, exchange, limits, total_at, fresh)
+            try:
+                connection.begin(exchange)
+                await connection.send(head, pieces)
+                await exchange.head()
+            except BaseException as error:
+                if exchange.source is not None:
+                    exchange.abort(_given_up(where.endpoint, error))
+                if isinstance(error, ProtocolError) and exchange.reused and not exchange.started:
+                    fresh = True
+                    continue
+                raise
+            return exchange
+
+    async def _lend(
+        self, host: Host, url: Url, exchange: Exchange, limits: Timeouts, total_at: float, fresh: bool
+    ) -> Connection:
+        if host.take():
+            connection = None if fresh else host.pop()
+        else:
+            seconds, phase = _budget(limits.pool, "pool", total_at)
+            connection = await host.queue(seconds, phase, url.endpoint, first=fresh)
+            if connection is not None and fresh:
+                connection.abort()
+                connection = None
+        if connection is not None:
+            exchange.reused = True
+            return connection
+        seconds, phase = _budget(limits.connect, "connect", total_at)
+        try:
+            async with clock.deadline(seconds):
+                return await self._connect(host, url)
+        except BaseException as error:
+            host.release(None)
+            if isinstance(error, TimeoutError):
+                text = f"No connection to {url.endpoint} within {seconds:g} s."
+                raise TransportTimeout(text, phase=phase, endpoint=url.endpoint, sent=False) from None
+            raise
+
+    async def _connect(self, host: Host, url: Url) -> Connection:
+        loop, proxy, pin = asyncio.get_running_loop(), host.proxy, host.key[3]
+        context = await self._tls() if url.scheme == "https" else None
+        name, port = (proxy.host, proxy.port) if proxy is not None else (pin or url.host, url.port)
+        addresses = [pin] if pin and proxy is None else await self.resolve(name, port)
+        try:
+            sock = await open_socket(addresses, port)
+        except OSError as error:
+            via = "the proxy " if proxy is not None else ""
+            text = f"Cannot connect to {via}{name}:{port}: {error}."
+            raise ConnectError(text, endpoint=url.endpoint, sent=False) from error
+        try:
+            if proxy is not None and _tunnels(url, pin):
+                address = f"[{pin}]" if ":" in pin else pin or url.authority.removesuffix(f":{url.port}")
+                await open_tunnel(sock, f"{address}:{url.port}", proxy)
+            _, connection = await loop.create_connection(
+                lambda: Connection(loop, host, self._connections, max_head=self._max_header),
+                sock=sock,
+                ssl=context,
+                server_hostname=url.host.rstrip(".") if context is not None else None,
+            )
+        except BaseException as error:
+            sock.close()
+            if isinstance(error, ssl.SSLError):
+                raise tls_error(error, url.endpoint) from error
+            if isinstance(error, OSError):
+                text = f"The connection to {url.endpoint} broke off while it was set up: {error}."
+                raise ConnectError(text, endpoint=url.endpoint, sent=False) from error
+            raise
+        if self._closed:
+            connection.abort()
+            raise _closed_error()
+        return connection
+
+    async def _tls(self) -> ssl.SSLContext:
+        if self._context is None:
+            # Reading the system's store takes tens of milliseconds, which the loop is spared.
+            context = await run_in_thread(_default_context)
+            self._context = self._context or context
+        return self._context
+
+    def _host(self, url: Url, pin: str | None) -> Host:
+        key = (url.scheme, url.host, url.port, pin or "")
+        host = self._hosts.get(key)
+        if host is None:
+            host = self._hosts[key] = Host(
+                key,
+                self._hosts,
+                proxy=self._proxies.find(url),
+                limit=self._max_per_host,
+                max_idle=self._max_idle,
+                keepalive=self._keepalive,
+            )
+        return host
+
+    def _head(self, method: str, url: Url, headers: HeaderInput, size: int, host: Host) -> bytes:
+        proxy = host.proxy
+        if proxy is None or _tunnels(url, host.key[3]):
+            return encode_head(method, url, headers, size, target=url.target)
+        auth = f"proxy-authorization: {proxy.authorization}\r\n" if proxy.authorization else ""
+        return encode_head(method, url, headers, size, target=f"http://{url.authority}{url.target}", extra=auth)
+
+    def _parse(self, url: str) -> Url:
+        if len(self._urls) >= 256:
+            self._urls.clear()
+        parsed = self._urls[url] = parse_url(url)
+        return parsed
+
+    def _running_loop(self) -> asyncio.AbstractEventLoop:
+        loop = asyncio.get_running_loop()
+        if self._loop is not None and self._loop is not loop:
+            raise ConfigError("This HTTP client belongs to another event loop.", hint="Make one client per loop.")
+        self._loop = loop
+        return loop
+
+
+def _address(pin: str, url: Url) -> str:
+    try:
+        return str(ipaddress.ip_address(pin))
+    except ValueError:
+        raise ConnectError(f"The pin {pin!r} is not an IP address.", endpoint=url.endpoint, sent=False) from None
+
+
+def _tunnels(url: Url, pin: str) -> bool:
+    # A proxy resolves the name of an absolute-form request itself; only a tunnel goes to exactly the pinned address.
+    return url.scheme == "https" or bool(pin)
+
+
+def _budget(seconds: float | None, phase: str, total_at: float) -> tuple[float | None, str]:
+    if total_at == inf:
+        return seconds, phase
+    left = max(0.0, total_at - asyncio.get_running_loop().time())
+    return (left, "total") if seconds is None or left < seconds else (seconds, phase)
+
+
+def _default_context() -> ssl.SSLContext:
+    context = ssl.create_default_context()
+    context.set_alpn_protocols(["http/1.1"])
+    return context
+
+
+def _closed_error() -> TransportError:
+    return TransportError("The HTTP client is closed.", sent=False)
+
+
+def _given_up(where: str, error: BaseException) -> TransportError:
+    return error if isinstance(error, TransportError) else TransportError("The exchange was given up.", endpoint=where)

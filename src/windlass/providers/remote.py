@@ -1,0 +1,304 @@
+"""A model behind an HTTP address: a dialect spoken over `core/http`."""
+
+from __future__ import annotations
+
+import asyncio
+import weakref
+from collections.abc import AsyncIterator, Mapping
+from typing import Any, Literal
+
+from msgspec.structs import replace
+
+from windlass.core import clock, json
+from windlass.core.errors import (
+    BodyTooLarge,
+    ConnectError,
+    ProtocolError,
+    ProviderConnectionError,
+    ProviderError,
+    ProviderTimeoutError,
+    StreamInterrupted,
+    TransportError,
+    TransportTimeout,
+    WireError,
+)
+from windlass.core.http import Client, StreamResponse, Timeouts, endpoint
+from windlass.core.items import Finish, Item, NoticeItem, ReasoningItem, TextItem, ToolCallItem
+from windlass.core.messages import Reasoning, Text
+from windlass.core.models import Capabilities, facts_of
+from windlass.core.request import Budget, Request
+from windlass.wire.base import Dialect, excerpt
+
+__all__ = ["RemoteProvider", "join_url"]
+
+#: How much of an error's body is read.
+_ERROR_BYTES = 1 << 20
+#: How long the end of a body may take once the answer is complete; then its connection is not kept.
+_DRAIN = 0.5
+
+
+def join_url(base: str, path: str) -> str:
+    """Join a base URL with or without its version, or already whole, and a dialect's path.
+
+    >>> join_url("http://h/v1/", "/v1/chat/completions"), join_url("http://h", "/v1/chat/completions")
+    ('http://h/v1/chat/completions', 'http://h/v1/chat/completions')
+    """
+    base = base.rstrip("/")
+    if base.endswith(path):
+        return base
+    tail = base.rsplit("/", 1)[-1]
+    if path.startswith("/v1/") and (base.endswith(path[3:]) or (tail[:1] == "v" and tail[1:2].isdigit())):
+        return base if base.endswith(path[3:]) else base + path[3:]
+    return base + path
+
+
+class RemoteProvider:
+    """Ask a vendor over HTTP.
+
+    `structured_output` tells the loop whether the vendor takes a JSON Schema. Connections belong to the event loop
+    that uses them. Raises ProviderError kinds only.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        dialect: Dialect,
+        base_url: str,
+        path: str,
+        *,
+        headers: Mapping[str, str] | None = None,
+        default_model: str = "",
+        capabilities: Capabilities | None = None,
+        reasoning: Literal["none", "effort", "budget", "switch", "adaptive"] = "none",
+        extra_body: Mapping[str, Any] | None = None,
+        own_settings: Mapping[str, str] | None = None,
+        request_timeout: float = 600.0,
+        idle_timeout: float = 120.0,
+        connect_timeout: float = 10.0,
+        environ: Mapping[str, str] | None = None,
+    ) -> None:
+        self.name, self.dialect, self.default_model = name, dialect, default_model
+        self.base_url, self.url = base_url.rstrip("/"), join_url(base_url, path)
+        self.headers = {"content-type": "application/json", **(headers or {})}
+        self.own_settings = dict(own_settings or {})
+        self._capabilities = capabilities or Capabilities()
+        self._reasoning, self._extra = reasoning, dict(extra_body or {})
+        self._timeouts = Timeouts(connect_timeout, idle_timeout, idle_timeout, request_timeout, 60.0)
+        self._environ = environ
+        self._clients: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Client] = weakref.WeakKeyDictionary()
+        self._facts: dict[str, Capabilities] = {}
+
+    @property
+    def structured_output(self) -> bool:
+        """Whether a JSON Schema for the answer can be sent."""
+        return self._capabilities.structured_output
+
+    def capabilities(self, model: str) -> Capabilities:
+        """Return what a model behind this address can take: the vendor's row, narrowed by the table of models."""
+        known = self._facts.get(model)
+        if known is None:
+            facts, row = facts_of(self.name, model), self._capabilities
+            reasons = self._reasoning == "switch" or facts.reasoning
+            known = self._facts[model] = replace(
+                row,
+                vision=row.vision and facts.vision is not False,
+                documents=row.documents and facts.documents is not False,
+                tools=row.tools and facts.tools is not False,
+                reasoning=self._reasoning if reasons else row.reasoning,
+                max_output=facts.max_output or row.max_output,
+                context=facts.context or row.context,
+            )
+        return known
+
+    async def stream(self, request: Request) -> AsyncIterator[Item]:
+        """Send the request and yield its items; leaving early closes the connection at once."""
+        request = self._prepared(request)
+        capabilities = self.capabilities(request.model)
+        dropped = getattr(self.dialect, "dropped_settings", None)
+        if dropped is not None and (names := dropped(request, capabilities)):
+            yield NoticeItem("warning", f"{self.name} cannot take {', '.join(names)}; not sent.", self.name)
+        body = self.dialect.encode_request(request, capabilities, stream=True)
+        decoder = self.dialect.stream_decoder()
+        finish: Finish | None = None
+        text: list[str] = []
+        try:
+            exchange = self.client.stream(
+                "POST", self.url, headers=self.headers, body=body, timeouts=self._limits(request), idle_on="progress"
+            )
+            async with exchange as response:
+                whole = await self._head(response, request)
+                if whole is not None:
+                    finish = self.dialect.decode_response(whole)
+                    for item in _as_items(finish):
+                        yield item
+                else:
+                    async for chunk in response.chunks():
+                        for item in decoder.feed(chunk):
+                            if isinstance(item, TextItem):
+                                text.append(item.text)
+                            elif isinstance(item, Finish):
+                                finish = item
+                                break
+                            response.mark_progress()
+                            yield item
+                        if finish is not None:
+                            await _drain(response)
+                            break
+            if finish is None:
+                for item in decoder.close():
+                    if isinstance(item, Finish):
+                        finish = item
+                    else:
+                        yield item
+        except TransportError as error:
+            raise self._transport_error(error, request, "".join(text)) from error
+        except ProviderError as error:
+            raise self._located(error, request, "".join(text)) from error.__cause__
+        if finish is None:
+            raise StreamInterrupted(
+                f"{self.name} ended its answer without a terminal event.", provider=self.name, model=request.model,
+                endpoint=endpoint(self.url), partial="".join(text),
+            )  # fmt: skip
+        yield finish
+
+    def _prepared(self, request: Request) -> Request:
+        settings = request.settings
+        limit = self.capabilities(request.model).max_output
+        if limit is not None and settings.max_tokens is not None and settings.max_tokens > limit:
+            settings = replace(settings, max_tokens=limit)
+        if self._extra:
+            settings = replace(settings, extra={**self._extra, **settings.extra})
+        return request if settings is request.settings else replace(request, settings=settings)
+
+    def _limits(self, request: Request) -> Timeouts:
+        budget = request.budget
+        left = budget.remaining() if isinstance(budget, Budget) else None
+        total = self._timeouts.total
+        if left is None or (total is not None and total <= left):
+            return self._timeouts
+        return replace(self._timeouts, total=max(left, 0.001))
+
+    async def _head(self, response: StreamResponse, request: Request) -> bytes | None:
+        """Check status and type; returns the whole body of an answer that is not a stream."""
+        if response.status >= 400:
+            raise self.dialect.decode_error(
+                response.status, _lower(response), await _some(response), provider=self.name, model=request.model,
+                endpoint=endpoint(self.url),
+            )  # fmt: skip
+        kind = (response.headers.get("content-type") or "").partition(";")[0].strip().lower()
+        if response.status >= 300 or kind in ("text/html", "application/xhtml+xml"):
+            body = await _some(response)
+            raise WireError(
+                f"{self.name} answered {response.status} with {kind or 'no content type'} instead of a model's answer: "
+                f"{excerpt(body)}",
+                hint="Check the base URL; a proxy or a login page may stand in between.",
+            )
+        return await response.read() if kind == "application/json" else None
+
+    def _transport_error(self, error: TransportError, request: Request, partial: str) -> ProviderError:
+        kind: type[ProviderError] = ProviderConnectionError
+        if isinstance(error, TransportTimeout):
+            kind = ProviderTimeoutError
+        elif isinstance(error, (ProtocolError, BodyTooLarge)) and (partial or error.sent):
+            kind = StreamInterrupted if partial else ProviderConnectionError
+        hint = ""
+        if isinstance(error, ConnectError):
+            hint = f"Is the server at {self.base_url} running?" if _is_local(self.base_url) else "Check the network."
+        return kind(
+            f"{self.name}: {error.message}", provider=self.name, model=request.model, endpoint=endpoint(self.url),
+            partial=partial, hint=error.hint or hint,
+        )  # fmt: skip
+
+    def _located(self, error: ProviderError, request: Request, partial: str) -> ProviderError:
+        error.provider = error.provider or self.name
+        error.model = error.model or request.model
+        error.endpoint = error.endpoint or endpoint(self.url)
+        error.partial = error.partial or partial
+        return error
+
+    async def get_json(self, path: str) -> Any:
+        """Get a JSON document from beside the model's endpoint. Raises ProviderError kinds."""
+        url = join_url(self.base_url, path)
+        request = Request(model=self.default_model, messages=())
+        try:
+            answer = await self.client.request(
+                "GET", url, headers=self.headers, timeouts=Timeouts(5.0, 15.0, 15.0, 30.0)
+            )
+        except TransportError as error:
+            raise self._transport_error(error, request, "") from error
+        if answer.status >= 400:
+            headers = {name.lower(): value for name, value in answer.headers.items()}
+            raise self.dialect.decode_error(
+                answer.status, headers, answer.body, provider=self.name, model=None, endpoint=endpoint(url)
+            )
+        try:
+            return json.loads(answer.body)
+        except json.JsonError as error:
+            raise WireError(f"{self.name}: {url} is {error}.", provider=self.name, endpoint=endpoint(url)) from None
+
+    async def models(self) -> list[str]:
+        """Return the ids of the models the vendor offers, sorted. Raises ProviderError kinds."""
+        listed = await self.get_json("/v1/models")
+        rows = listed.get("data", []) if isinstance(listed, dict) else listed
+        return sorted([str(row["id"]) for row in rows if isinstance(row, dict) and "id" in row])
+
+    @property
+    def client(self) -> Client:
+        """The connections of the running event loop."""
+        loop = asyncio.get_running_loop()
+        client = self._clients.get(loop)
+        if client is None:
+            client = self._clients[loop] = Client(env=self._environ)
+        return client
+
+    async def close(self) -> None:
+        """Close the connections of the running event loop."""
+        client = self._clients.pop(asyncio.get_running_loop(), None)
+        if client is not None:
+            await client.aclose()
+
+
+def _lower(response: StreamResponse) -> dict[str, str]:
+    return {name.lower(): value for name, value in response.headers.items()}
+
+
+async def _some(response: StreamResponse) -> bytes:
+    """Read the beginning of an error's body; one that breaks off is still an error's body."""
+    data = bytearray()
+    try:
+        async for chunk in response.chunks():
+            data += chunk
+            if len(data) > _ERROR_BYTES:
+                break
+    except TransportError:
+        pass
+    return bytes(data[:_ERROR_BYTES])
+
+
+async def _drain(response: StreamResponse) -> None:
+    """Read the end of a body whose answer is complete, so that its connection can be used again."""
+    if response.complete:
+        return
+    try:
+        async with clock.deadline(_DRAIN):
+            await response.read()
+    except (TimeoutError, TransportError):
+        pass
+
+
+def _is_local(url: str) -> bool:
+    return "://127." in url or "://localhost" in url or "://[::1]" in url
+
+
+def _as_items(finish: Finish) -> list[Item]:
+    """Return the items of an answer that came whole."""
+    items: list[Item] = []
+    for part in finish.message.parts:
+        if isinstance(part, Text):
+            items.append(TextItem(part.content))
+        elif isinstance(part, Reasoning):
+            items.append(ReasoningItem(part.content))
+    for index, call in enumerate(finish.message.tool_calls):
+        text = call.arguments_text or json.dumps(call.arguments).decode()
+        items.append(ToolCallItem(index, call.id, call.name, text))
+    return items

@@ -1,0 +1,181 @@
+"""The vendors, as rows: a dialect, an address, a key, and how the vendor wants to be spoken to.
+
+A new OpenAI-compatible vendor is a row here (and its name in `core/registry`), or a `[providers.NAME]` table in the
+user's own config file, which has the same fields.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import msgspec
+from msgspec import Struct
+from msgspec.structs import replace
+
+from windlass.core.config import Config, ProviderSettings
+from windlass.core.errors import ConfigError, UnknownNameError
+from windlass.core.models import Capabilities
+from windlass.core.ports import Provider
+from windlass.providers.ollama import OllamaProvider
+from windlass.providers.remote import RemoteProvider
+from windlass.providers.retry import Retrying
+from windlass.wire import anthropic, ollama, openai_chat
+from windlass.wire.base import MISTRAL_IDS, Dialect
+
+__all__ = ["DIALECTS", "VENDORS", "Vendor", "make", "vendor_of"]
+
+#: Dialect name -> (dialect, path of its endpoint).
+DIALECTS: dict[str, tuple[Dialect, str]] = {
+    "openai-chat": (openai_chat.DIALECT, "/v1/chat/completions"),
+    "anthropic": (anthropic.DIALECT, "/v1/messages"),
+    "ollama": (ollama.DIALECT, "/api/chat"),
+}
+
+
+class Vendor(Struct, frozen=True):
+    """One row. `key` says whether a key is needed: always, or only if one is configured (`optional`).
+
+    `reasoning` is how thinking is asked for where the model is known to reason. `spoken` replaces the dialect object
+    where a vendor wants it slightly otherwise. `headers` maps header names to one of the vendor's own settings.
+    """
+
+    base_url: str
+    default_model: str = ""
+    dialect: str = "openai-chat"
+    auth_header: str = "authorization"
+    auth_scheme: str = "Bearer"
+    key: Literal["required", "optional"] = "required"
+    reasoning: Literal["none", "effort", "budget", "switch", "adaptive"] = "none"
+    capabilities: Capabilities = Capabilities()
+    spoken: Any = None
+    headers: Mapping[str, str] = {}
+    static_headers: Mapping[str, str] = {}
+
+
+_CHAT = openai_chat.DIALECT
+_PLAIN = Capabilities(vision=True, documents=False)
+VENDORS: dict[str, Vendor] = {
+    "openai": Vendor(
+        "https://api.openai.com/v1", "gpt-4.1-mini", reasoning="effort",
+        capabilities=Capabilities(max_tokens_field="max_completion_tokens"),
+        headers={"openai-organization": "organization"},
+    ),
+    "openrouter": Vendor(
+        "https://openrouter.ai/api/v1", "openrouter/auto", reasoning="effort",
+        capabilities=Capabilities(cache_breakpoints=True),
+        spoken=replace(_CHAT, echo=("reasoning_details",)),
+        headers={"http-referer": "http_referer", "x-openrouter-title": "app_name", "x-title": "app_name"},
+    ),
+    "anthropic": Vendor(
+        "https://api.anthropic.com", "claude-sonnet-4-5", "anthropic", "x-api-key", "", reasoning="budget",
+        capabilities=Capabilities(cache_breakpoints=True, image_in_tool_result=True, structured_output=False),
+        static_headers={"anthropic-version": "2023-06-01"},
+    ),
+    "ollama": Vendor(
+        "http://127.0.0.1:11434", "qwen3.5:9b", "ollama", key="optional", reasoning="switch",
+        capabilities=Capabilities(documents=False),
+    ),
+    "cerebras": Vendor("https://api.cerebras.ai/v1", "zai-glm-4.7", capabilities=_PLAIN),
+    "groq": Vendor("https://api.groq.com/openai/v1", "llama-3.3-70b-versatile", capabilities=_PLAIN),
+    "deepseek": Vendor(
+        "https://api.deepseek.com/v1", "deepseek-chat",
+        capabilities=Capabilities(vision=False, documents=False, structured_output=False),
+    ),
+    "mistral": Vendor(
+        "https://api.mistral.ai/v1", "mistral-small-latest", capabilities=_PLAIN,
+        spoken=replace(_CHAT, call_ids=MISTRAL_IDS, valid_arguments=True),
+    ),
+    "together": Vendor(
+        "https://api.together.xyz/v1", "meta-llama/Llama-3.3-70B-Instruct-Turbo", capabilities=_PLAIN
+    ),
+    "fireworks": Vendor(
+        "https://api.fireworks.ai/inference/v1", "accounts/fireworks/models/llama-v3p3-70b-instruct",
+        capabilities=_PLAIN,
+    ),
+    "baseten": Vendor(
+        "https://inference.baseten.co/v1", "deepseek-ai/DeepSeek-V3.1", auth_scheme="Api-Key", capabilities=_PLAIN
+    ),
+    "cohere": Vendor("https://api.cohere.ai/compatibility/v1", "command-a-03-2025", capabilities=_PLAIN),
+    "huggingface": Vendor("https://router.huggingface.co/v1", "openai/gpt-oss-120b", capabilities=_PLAIN),
+    "llama_cpp": Vendor(
+        "http://127.0.0.1:8080", "local-model", key="optional", capabilities=_PLAIN,
+        spoken=replace(_CHAT, valid_arguments=True),
+    ),
+    "vllm": Vendor(
+        "http://127.0.0.1:8000/v1", key="optional", capabilities=_PLAIN, spoken=replace(_CHAT, valid_arguments=True)
+    ),
+    "lmstudio": Vendor("http://127.0.0.1:1234/v1", key="optional", capabilities=_PLAIN),
+}  # fmt: skip
+
+
+def vendor_of(settings: ProviderSettings) -> Vendor:
+    """Return the row of a vendor with what the user's table changes. Raises ConfigError naming the field."""
+    name, table = settings.name, settings.table
+    row = VENDORS.get(name)
+    if row is None:
+        if not settings.base_url:
+            raise ConfigError(f"[providers.{name}] needs a base_url.")
+        row = Vendor(settings.base_url, key="optional")
+    changes: dict[str, Any] = {}
+    if settings.base_url:
+        changes["base_url"] = settings.base_url
+    if settings.model:
+        changes["default_model"] = settings.model
+    if (dialect := table.get("dialect")) is not None:
+        if dialect not in DIALECTS:
+            raise UnknownNameError(f"dialect in [providers.{name}]:", str(dialect), DIALECTS)
+        changes["dialect"] = dialect
+    if (auth := table.get("auth_header")) is not None:
+        if not isinstance(auth, dict) or not isinstance(auth.get("name"), str):
+            raise ConfigError(f"[providers.{name}] auth_header must be a table with name and scheme.")
+        changes["auth_header"], changes["auth_scheme"] = auth["name"], str(auth.get("scheme", ""))
+    if (headers := table.get("headers")) is not None:
+        changes["static_headers"] = {**row.static_headers, **_strings(name, "headers", headers)}
+    if (stated := table.get("capabilities")) is not None:
+        try:
+            known = msgspec.structs.asdict(row.capabilities)
+            if unknown := set(stated) - set(known):
+                raise UnknownNameError(f"capability in [providers.{name}]:", min(unknown), known)
+            changes["capabilities"] = msgspec.convert({**known, **stated}, Capabilities)
+        except (msgspec.ValidationError, TypeError) as error:
+            raise ConfigError(f"[providers.{name}] capabilities: {error}.") from None
+    return replace(row, **changes) if changes else row
+
+
+def _strings(name: str, field: str, value: Any) -> dict[str, str]:
+    if not isinstance(value, dict) or not all(isinstance(item, str) for item in value.values()):
+        raise ConfigError(f"[providers.{name}] {field} must be a table of texts.")
+    return value
+
+
+def make(name: str, config: Config) -> Provider:
+    """Make the provider of a vendor. Raises MissingKeyError, ConfigError and UnknownNameError."""
+    settings = config.provider_settings(name)
+    vendor = vendor_of(settings)
+    if vendor.key == "required":
+        settings.require_key()
+    extra_body = settings.table.get("extra_body", {})
+    headers = {header: settings.extra[key] for header, key in vendor.headers.items() if key in settings.extra}
+    if settings.api_key:
+        scheme = f"{vendor.auth_scheme} " if vendor.auth_scheme else ""
+        headers[vendor.auth_header.lower()] = f"{scheme}{settings.api_key}"
+    dialect, path = DIALECTS[vendor.dialect]
+    kind = OllamaProvider if vendor.dialect == "ollama" else RemoteProvider
+    provider = kind(
+        name,
+        vendor.spoken if vendor.spoken is not None and vendor.dialect == "openai-chat" else dialect,
+        vendor.base_url,
+        path,
+        headers={**vendor.static_headers, **headers},
+        default_model=vendor.default_model,
+        capabilities=vendor.capabilities,
+        reasoning=vendor.reasoning,
+        extra_body=extra_body,
+        own_settings=settings.extra,
+        request_timeout=float(settings.table.get("timeout", config.get("request_timeout"))),
+        idle_timeout=config.get("idle_timeout"),
+        connect_timeout=config.get("connect_timeout"),
+        environ=config.environ,
+    )
+    return Retrying(provider, max_wait=config.get("max_wait"))
