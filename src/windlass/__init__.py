@@ -18,7 +18,9 @@ _FACE = {
     "windlass.agent.run": "AbortSignal Run RunResult",
     "windlass.agent.session": "Session",
     "windlass.agent.stats": "RunStats flatten_turns stats_by_model",
-    "windlass.core.config": "Config load_config",
+    "windlass.core.attachments": "blob",
+    "windlass.core.config": "Config",
+    "windlass.core.config_files": "load_config",
     "windlass.core.error_context": "ErrorContext",
     "windlass.core.errors": (
         "AbortedError AgentAbortedError AgentContextExceededError AgentProviderError AuthError "
@@ -31,7 +33,7 @@ _FACE = {
         "Event FileChanged Log MessageAdded ReasoningDelta Retry RunFinished RunStarted TextDelta "
         "ToolCallDelta ToolFinished ToolProgress ToolStarted TurnFinished TurnStarted"
     ),
-    "windlass.core.messages": "Blob Message Reasoning Text ToolCall ToolResponse Uri assistant blob system user",
+    "windlass.core.messages": "Blob Message Reasoning Text ToolCall ToolResponse Uri assistant system user",
     "windlass.core.ports": "ToolContext ToolResult",
     "windlass.core.request": "Request Settings ToolAnnotations ToolSpec",
     "windlass.core.usage": "Usage format_cost",

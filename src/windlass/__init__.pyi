@@ -18,7 +18,7 @@ from windlass.agent.stats import RunStats as RunStats
 from windlass.agent.stats import flatten_turns as flatten_turns
 from windlass.agent.stats import stats_by_model as stats_by_model
 from windlass.core.config import Config as Config
-from windlass.core.config import load_config as load_config
+from windlass.core.config_files import load_config as load_config
 from windlass.core.error_context import ErrorContext as ErrorContext
 from windlass.core.errors import AbortedError as AbortedError
 from windlass.core.errors import AgentAbortedError as AgentAbortedError
@@ -69,7 +69,7 @@ from windlass.core.messages import ToolCall as ToolCall
 from windlass.core.messages import ToolResponse as ToolResponse
 from windlass.core.messages import Uri as Uri
 from windlass.core.messages import assistant as assistant
-from windlass.core.messages import blob as blob
+from windlass.core.attachments import blob as blob
 from windlass.core.messages import system as system
 from windlass.core.messages import user as user
 from windlass.core.ports import ToolContext as ToolContext

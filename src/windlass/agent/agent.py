@@ -83,6 +83,7 @@ class Agent:
         self.tools: tuple[tuple[str, Tool], ...] = self._named(resolve_tools(tools))
         self.workspace: Workspace | None = registry.make("workspaces", workspace)
         self.capabilities = tuple(capabilities)
+        self._to_open = list(capabilities)
         self.options: dict[str, Any] = {**(behavior or {}), **behaviors}
         _behavior(self.options)
         self.sinks: list[Sink] = list(sinks)
@@ -92,6 +93,9 @@ class Agent:
         self.hooks = Hooks()
         for hook, handlers in (hooks or {}).items():
             for handler in handlers if isinstance(handlers, Sequence) else (handlers,):
+                self.hooks.add(hook, handler)
+        for capability in capabilities:
+            for hook, handler in capability.hooks().items():
                 self.hooks.add(hook, handler)
         self._session: Session | None = None
 
@@ -191,16 +195,17 @@ class Agent:
             await self._session.wait_for_idle()
 
     async def warmup(self) -> None:
-        """Open what the first run would have to open; may be called any number of times."""
-        for capability in self.capabilities:
-            await capability.open()
+        """Open what the first run would have to open; may be called any number of times, also at once."""
+        while self._to_open:
+            await self._to_open.pop(0).open()
 
     async def destroy(self) -> None:
         """Stop what runs, and close capabilities, workspace and provider."""
         if self._session is not None:
             await self._session.close()
         for part in (*self.capabilities, self.workspace, self.provider):
-            closing = part.close() if hasattr(part, "close") else None
+            close: Any = getattr(part, "close", None)
+            closing = None if close is None else close()
             if inspect.isawaitable(closing):
                 await closing
 
@@ -270,11 +275,16 @@ class Agent:
             signal=given.get("signal"),
             parent=given.get("parent"),
             prompt_source=given.get("prompt_source", "prompt"),
-            prepare=session.load,
+            prepare=partial(self._ready, session),
             spawn=partial(spawn, self, session),
             on_start=session.started,
             on_end=session.ended,
         )
+
+    async def _ready(self, session: Session) -> None:
+        if self._to_open:
+            await self.warmup()
+        await session.load()
 
     def turn(self, run: Run) -> Loop:
         """Make the loop of a run."""

@@ -14,7 +14,8 @@ from windlass.agent.detector import EMPTY_NUDGE, LOOP_NUDGE, LoopDetector
 from windlass.agent.dispatch import Bound, Dispatcher
 from windlass.agent.lifecycle import begin_run, end_run
 from windlass.agent.modes import Iterations
-from windlass.agent.output import FINAL_TOOL, OutputSpec
+from windlass.agent.output import FINAL_TOOL
+from windlass.agent.prepare import Preparation, wanted_output
 from windlass.agent.run import Run
 from windlass.core.errors import ProviderError, StreamInterrupted
 from windlass.core.events import (
@@ -28,12 +29,10 @@ from windlass.core.events import (
 )
 from windlass.core.items import Finish
 from windlass.core.messages import Message, Text, user
-from windlass.core.request import Budget, Request, Settings, ToolSpec
 from windlass.core.usage import NANO
 
 __all__ = ["Loop"]
 
-MAX_TOKENS = 16384
 BROKEN = "Your answer was cut off by a broken connection. Continue exactly where it stopped."
 BESIDE_FINAL = "Not run: the final answer was given in the same message."
 _FINAL: dict[str, StopReason] = {"length": "max_tokens", "content_filter": "refusal", "refusal": "refusal"}
@@ -57,23 +56,10 @@ class Loop:
         self.detector = LoopDetector(mode.loop_detector)
         self.retries_left = mode.stream_retries
         self.turn_in_iteration = 0
-        self.deadline = Budget(mode.run_seconds).deadline
-        native = bool(getattr(plan.provider, "structured_output", False))
-        self.wanted = (
-            None if mode.output is None else OutputSpec(mode.output, mode.output_mode, native, mode.output_retries)
-        )
+        self.wanted = wanted_output(plan)
         self.tools = {name: Bound(tool, name) for name, tool in plan.tools}
         self.dispatcher = Dispatcher(run, self.tools)
-        self.specs = self._specs()
-        usual = getattr(plan.provider, "default_max_tokens", None) or MAX_TOKENS
-        self.settings = Settings(
-            max_tokens=mode.max_tokens or usual, temperature=mode.temperature, top_p=mode.top_p,
-            thinking=mode.thinking, thinking_budget=mode.thinking_budget, extra=dict(mode.extra),
-        )  # fmt: skip
-
-    def _specs(self) -> tuple[ToolSpec, ...]:
-        specs = tuple([bound.spec for bound in self.tools.values()])
-        return (*specs, self.wanted.tool) if self.wanted is not None and not self.wanted.native else specs
+        self.prepare = Preparation(run, self.tools, self.wanted, self.iterations)
 
     # -- the run ---------------------------------------------------------------------------------------------------
 
@@ -134,7 +120,7 @@ class Loop:
         number = len(run.stats.turn_usage) + 1
         self.turn_in_iteration += 1
         run.turn_id = f"{run.id}.{number}"
-        request = await self._request(number)
+        request = await self.prepare.request(self.system, number)
         run.emit(TurnStarted(turn=number, model=self.plan.model_name))
         if self.hooks.wants("turn:before"):
             await self.hooks.fire("turn:before", turn=number, turn_id=run.turn_id, options=request)
@@ -149,41 +135,6 @@ class Loop:
         finally:
             await answer.finished(finish, self.last if finish is not None else None)
         return finish
-
-    async def _request(self, number: int) -> Request:
-        plan, hooks = self.plan, self.hooks
-        system, messages, encoded = self.system, self.conversation.messages, self.conversation.encoded
-        specs = self.specs
-        for capability in plan.capabilities:
-            for tool in capability.tools():
-                self.tools[tool.spec.name] = Bound(tool)
-            if text := capability.instructions():
-                system += f"\n\n{text}"
-        if plan.capabilities:
-            specs = self.specs = self._specs()
-        if guidance := self.iterations.guidance:
-            system += f"\n\n{guidance}"
-        if hooks.wants("context:transform"):
-            ctx = await hooks.fire("context:transform", messages=list(messages))
-            if ctx.messages != messages:
-                # The wire form kept so far belongs to the real history.
-                messages, encoded = list(ctx.messages), None
-        if hooks.wants("system:transform"):
-            system = (
-                await hooks.fire(
-                    "system:transform", system=system, messages=tuple(messages), turn=number,
-                    turn_id=self.run.turn_id, session=self.run.session_id,
-                )
-            ).system  # fmt: skip
-        wanted, choice = self.wanted, self.behavior.tool_choice
-        if wanted is not None and not wanted.native and len(specs) == 1:
-            choice = FINAL_TOOL
-        return Request(
-            model=plan.model, messages=messages, system=system, tools=specs, tool_choice=choice,
-            settings=self.settings, output_schema=wanted.schema if wanted is not None and wanted.native else None,
-            cache=self.behavior.cache, session_id=self.run.session_id, encoded=encoded,
-            budget=Budget.until(self.deadline, self.behavior.max_attempts),
-        )  # fmt: skip
 
     async def _accept(self, finish: Finish, cost: int | None) -> None:
         """Put the answer on record, then run its calls."""

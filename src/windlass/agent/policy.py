@@ -7,14 +7,12 @@ implement.
 from __future__ import annotations
 
 import fnmatch
-import hashlib
 from collections.abc import Sequence
 from typing import Any, Literal
 
 import msgspec
 from msgspec import Struct
 
-from windlass.core import json
 from windlass.core.request import ToolSpec
 
 __all__ = ["Decision", "Policy", "Rule", "call_digest"]
@@ -67,6 +65,5 @@ class Policy(Struct, frozen=True):
 
 
 def call_digest(name: str, args: dict[str, Any]) -> str:
-    """Return the identity of one exact call: what *allow always* is bound to."""
-    ordered = msgspec.json.encode(args, order="deterministic") if args else b"{}"
-    return hashlib.sha256(json.dumps(name) + b"\0" + ordered).hexdigest()
+    """Return the identity of one exact call, which *allow always* is bound to: its name and canonical arguments."""
+    return f"{name} {msgspec.json.encode(args, order='deterministic').decode()}"

@@ -248,7 +248,7 @@ class Connection(asyncio.Protocol):
         self._head_size += len(name) + len(value) + 4
         if self._head_size > self._max_head:
             raise _Broken(f"its headers are larger than {self._max_head} bytes")
-        self._fields.append((name.lower(), value))
+        self._fields.append((name.lower(), value.strip()))  # the parser leaves spaces at the end
 
     def on_headers_complete(self) -> None:
         exchange, parser = self.exchange, self._parser

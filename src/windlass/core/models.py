@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
-from importlib import resources
 from typing import Any, Literal
 
 import msgspec
@@ -74,8 +73,8 @@ def cost_of(usage: Usage, prices: Prices) -> int | None:
 
 @functools.cache
 def _table() -> dict[str, ModelFacts]:
-    text = resources.files("windlass.core").joinpath("models.json").read_bytes()
-    return msgspec.json.decode(text, type=dict[str, ModelFacts])
+    with open(__file__.removesuffix(".py") + ".json", "rb") as file:
+        return msgspec.json.decode(file.read(), type=dict[str, ModelFacts])
 
 
 _overrides: dict[str, ModelFacts] = {}

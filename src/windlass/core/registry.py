@@ -8,7 +8,6 @@ wherever a name does.
 from __future__ import annotations
 
 import importlib
-from importlib import metadata
 from typing import Any
 
 from windlass.core.config import Config
@@ -60,9 +59,8 @@ def resolve(port: str, name: str) -> Any:
         target = name
     if target is not None:
         return load(target)
-    for entry in metadata.entry_points(group=f"windlass.{port}"):
-        if entry.name == name:
-            return load(entry.value)
+    if (value := _plugins(port).get(name)) is not None:
+        return load(value)
     raise UnknownNameError(port.removesuffix("s"), name, names(port))
 
 
@@ -82,8 +80,12 @@ def load(target: str) -> Any:
 
 def names(port: str) -> list[str]:
     """Return every name that a port knows, sorted."""
-    found = {entry.name for entry in metadata.entry_points(group=f"windlass.{port}")}
-    return sorted(found | set(BUILTIN[port]))
+    return sorted({*_plugins(port), *BUILTIN[port]})
+
+
+def _plugins(port: str) -> dict[str, str]:
+    # By name: the scan's machinery costs more than the rest of this package, and most programs never need it.
+    return load("windlass.core.plugins:find")(port)
 
 
 def make(port: str, spec: Any) -> Any:

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from windlass.core import registry
-from windlass.core.config import Config, data_home, load_config, read_env_file
+from windlass.core.config import Config
+from windlass.core.config_files import data_home, load_config, read_env_file
 from windlass.core.errors import ConfigError, OutputError, PermissionRefused, ProviderError, WindlassError
 from windlass.core.ports import Store
 from windlass.core.text import strip_escapes

@@ -11,7 +11,8 @@ from importlib.metadata import version
 
 from windlass.apps.cli.common import ERROR, OK, Parser, configure, open_store, run_async
 from windlass.core import registry
-from windlass.core.config import Config, config_home, data_home, default_files
+from windlass.core.config import Config
+from windlass.core.config_files import config_home, data_home, default_files
 from windlass.core.errors import WindlassError
 from windlass.local.embedded import embedded_model
 from windlass.providers.vendors import VENDORS

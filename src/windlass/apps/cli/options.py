@@ -11,8 +11,9 @@ from typing import Any
 
 from windlass.apps.cli.common import Parser, read_text
 from windlass.core import json
+from windlass.core.attachments import blob
 from windlass.core.errors import ConfigError
-from windlass.core.messages import Blob, blob
+from windlass.core.messages import Blob
 
 __all__ = ["behavior_of", "images_of", "prompt_of", "run_parser", "schema_of_option"]
 
