@@ -45,8 +45,8 @@ from windlass.workspaces.process import become_subreaper
 
 __all__ = ["find_session", "main", "make_agent", "watched"]
 
-#: The embedded model is offered these; a shell never.
-_DEMO_TOOLS = "files"
+#: The embedded model is offered these, which it is measured to use; a shell never.
+_DEMO_TOOLS = ("read_file", "write_file", "edit", "list_files", "grep")
 _WITH_SHELL = ("shell", "basic", "coding")
 
 
@@ -125,10 +125,10 @@ def notice_demo(demo: bool) -> None:
 def _tools(stated: str | None, demo: bool) -> list[str]:
     names = [part.strip() for part in stated.split(",") if part.strip()] if stated is not None else []
     if stated is None:
-        names = [_DEMO_TOOLS, "echo", "utc"] if demo else ["coding"]
+        names = list(_DEMO_TOOLS) if demo else ["coding"]
     if demo and any(name in _WITH_SHELL for name in names):
         say("windlass: the built-in model gets no shell.")
-        names = [_DEMO_TOOLS if name != "shell" and name in _WITH_SHELL else name for name in names if name != "shell"]
+        names = [*_DEMO_TOOLS]
     return names
 
 
