@@ -104,7 +104,9 @@ async def test_parallel_tools_answer_in_source_order() -> None:
         gate.set()
         return "fast done"
 
-    agent = Agent(ScriptedProvider([[call("slow"), call("fast")], "ok"]), tools=[Tool("slow", slow), Tool("fast", fast)])
+    agent = Agent(
+        ScriptedProvider([[call("slow"), call("fast")], "ok"]), tools=[Tool("slow", slow), Tool("fast", fast)]
+    )
     await agent.run("go")
     assert order == ["fast", "slow"]
     assert [text for _, text, _ in responses(agent)] == ["slow done", "fast done"]
@@ -123,7 +125,9 @@ async def test_sequential_tools_run_one_after_the_other() -> None:
         return "ok"
 
     tool = Tool("t", body)
-    agent = Agent(ScriptedProvider([[call("t"), call("t"), call("t")], "ok"]), tools=[tool], tool_execution="sequential")
+    agent = Agent(
+        ScriptedProvider([[call("t"), call("t"), call("t")], "ok"]), tools=[tool], tool_execution="sequential"
+    )
     await agent.run("go")
     assert worst == 1 and len(tool.inputs) == 3
 
@@ -180,7 +184,14 @@ async def test_resume_without_a_prompt_after_max_turns() -> None:
     assert first.stop_reason == "max_turns" and first.error is None
     second = await agent.run()
     assert second.text == "done"
-    assert [message.role for message in agent.messages] == ["user", "assistant", "tool", "assistant", "tool", "assistant"]
+    assert [message.role for message in agent.messages] == [
+        "user",
+        "assistant",
+        "tool",
+        "assistant",
+        "tool",
+        "assistant",
+    ]
 
 
 async def test_resume_with_nothing_to_resume_is_a_typed_error() -> None:
@@ -408,7 +419,9 @@ async def test_r07_broken_stream_keeps_its_text_and_is_taken_up_again() -> None:
 
 
 async def test_r07_second_break_is_a_typed_error_and_the_session_goes_on() -> None:
-    provider = ScriptedProvider([[TextItem("a"), StreamInterrupted("gone")], [TextItem("b"), OverloadedError("busy")], "c"])
+    provider = ScriptedProvider(
+        [[TextItem("a"), StreamInterrupted("gone")], [TextItem("b"), OverloadedError("busy")], "c"]
+    )
     agent = Agent(provider)
     with pytest.raises(OverloadedError) as caught:
         await agent.run("go")
@@ -537,7 +550,13 @@ async def test_loop_max_turns_alone_asks_for_the_basic_loop_and_the_marker_alone
 
 
 async def test_notices_become_events() -> None:
-    script = [[NoticeItem("retry", "again", attempt=1, delay=0.5), NoticeItem("substituted", "other", model="m2"), TextItem("x")]]
+    script = [
+        [
+            NoticeItem("retry", "again", attempt=1, delay=0.5),
+            NoticeItem("substituted", "other", model="m2"),
+            TextItem("x"),
+        ]
+    ]
     agent = Agent(ScriptedProvider(script))
     events: list[Event] = []
     agent.on(Event, events.append)
