@@ -210,7 +210,8 @@ def die():
 async def main():
     watch_awaits(asyncio.get_running_loop(), at, die)
     tools = [Tool("nap", nap), Tool("quick", lambda a, c: "quick")]
-    agent = Agent(ScriptedProvider([[call("nap"), call("quick")], turn(text="done")]), tools=tools, store=SqliteStore(path))
+    provider = ScriptedProvider([[call("nap"), call("quick")], turn(text="done")])
+    agent = Agent(provider, tools=tools, store=SqliteStore(path))
     agent.on(Event, tell)
     if gated:
         @agent.hook("tool:gate")

@@ -42,10 +42,8 @@ async def test_one_prompt_through_the_loop() -> None:
     look = Tool("look", lambda args, _: f"found {args['q']}", q={"type": "string"})
     provider = ScriptedProvider([call("look", q="a"), "It is here."])
     agent = Agent(provider, tools=[look])
-    events: list[Event] = []
     async with agent.run("Where is a?") as run:
-        async for event in run:
-            events.append(event)
+        events = [event async for event in run]
     assert kinds(events) == snapshot(
         [
             "session.created",
@@ -407,10 +405,8 @@ async def test_r07_broken_stream_keeps_its_text_and_is_taken_up_again() -> None:
     broken = StreamInterrupted("gone")
     provider = ScriptedProvider([[TextItem("Once upon"), broken], " a time."])
     agent = Agent(provider)
-    events: list[Event] = []
     async with agent.run("go") as run:
-        async for event in run:
-            events.append(event)
+        events = [event async for event in run]
     assert run.result.text == " a time."
     assert [m.finish_reason for m in agent.messages] == [None, "interrupted", None, None]
     assert agent.messages[1].text == "Once upon"
@@ -626,7 +622,7 @@ def test_run_sync_and_its_refusal_inside_a_loop() -> None:
 
 
 async def test_run_sync_inside_a_running_loop_says_what_to_do() -> None:
-    with pytest.raises(Exception, match="await agent.run"):
+    with pytest.raises(Exception, match=r"await agent\.run"):
         Agent(ScriptedProvider(["x"])).run_sync("hi")
 
 

@@ -111,6 +111,13 @@ class Conversation:
             self._calls, self._responses = (), {}
         return True
 
+    def count(self, usage: Usage | None, cost: int | None) -> None:
+        """Count an answer and what it used; a cost that is not known makes the sum unknown."""
+        self.turns += 1
+        if usage is not None:
+            self.usage = self.usage + usage
+            self.cost = None if cost is None or self.cost is None else self.cost + cost
+
     @property
     def open_calls(self) -> list[OpenCall]:
         """The calls that have no response yet."""
@@ -125,10 +132,7 @@ class Conversation:
                 return mended
             self.add(event.message, started=event.started)
             if event.message.role == "assistant":
-                self.turns += 1
-            if event.usage is not None:
-                self.usage = self.usage + event.usage
-                self.cost = None if event.cost is None or self.cost is None else self.cost + event.cost
+                self.count(event.usage, event.cost)
             if event.source in ("steer", "follow_up", "send"):
                 waiting = (item for item in self.pending_inputs if item.message == event.message)
                 if (found := next(waiting, None)) is not None:
@@ -244,8 +248,10 @@ def _pairs(
             mended.append(part)
             continue
         waiting = answers.get(part.id) or []
-        response = waiting.pop(0) if waiting else ToolResponse(part.id, UNKNOWN_OUTCOME, "unknown")
-        if response.status == "unknown" and response.response == UNKNOWN_OUTCOME:
+        if waiting:
+            response = waiting.pop(0)
+        else:
+            response = ToolResponse(part.id, UNKNOWN_OUTCOME, "unknown")
             notes.append(f"message {at}: the call {part.id!r} had no response; one that says so was added")
         new_id = part.id or "call"
         while new_id in used:

@@ -150,7 +150,7 @@ class Loop:
             response_id=finish.response_id, started=started,
         )  # fmt: skip
         conversation.add(message, started=started)
-        conversation.turns += 1
+        conversation.count(finish.usage, cost)
         await run.record([kept])
         if final is not None:
             await self._take_final(message, final)
@@ -186,7 +186,7 @@ class Loop:
         error.partial = text
         message = Message("assistant", (Text(text),), finish_reason="interrupted")
         self.conversation.add(message)
-        self.conversation.turns += 1
+        self.conversation.count(answer.usage, None)
         await self.run.record([MessageAdded(message=message, usage=answer.usage)])
         if self.retries_left <= 0 or not (error.retryable or isinstance(error, StreamInterrupted)):
             return False

@@ -20,8 +20,8 @@ IdleOn = Literal["bytes", "progress"]
 _PHASES = {
     "send": "the server took no more of the request",
     "first_byte": "no answer came",
-    "idle": "the answer stopped",
-    "total": "the exchange was not finished",
+    "idle": "no more of the answer came",
+    "total": "the exchange did not come to its end",
 }
 
 
@@ -161,8 +161,8 @@ class Exchange:
         phase = "total" if total else self._phase
         limits = {"send": self._timeouts.first_byte, "total": self._timeouts.total}
         limit = limits.get(phase, getattr(self._timeouts, phase, None))
-        text = _PHASES[phase] + (" in time, though bytes still came" if phase == "idle" and self._progress else "")
-        return TransportTimeout(f"{self.endpoint}: {text} within {limit} s.", phase=phase, endpoint=self.endpoint)
+        what = "no progress came, though bytes did," if phase == "idle" and self._progress else _PHASES[phase]
+        return TransportTimeout(f"{self.endpoint}: {what} within {limit} s.", phase=phase, endpoint=self.endpoint)
 
     # What the reader calls.
 

@@ -189,6 +189,8 @@ class Repair:
             if name not in value:
                 self._problems.append(f"Missing required field: {_join(path, name)}")
         for name, item in value.items():
+            if len(self._problems) > MAX_PROBLEMS:
+                return
             below = node.of_property(name)
             if node.closed and below == [node.extra]:
                 self._problems.append(_unknown(_join(path, name), name, list(node.properties)))

@@ -313,8 +313,10 @@ class Client:
             return connection
         seconds, phase = _budget(limits.connect, "connect", total_at)
         try:
+            # Before the deadline: reading the trust store is our own slowness, once per client.
+            context = await self._tls() if url.scheme == "https" else None
             async with clock.deadline(seconds):
-                return await self._connect(host, url)
+                return await self._connect(host, url, context)
         except BaseException as error:
             host.release(None)
             if isinstance(error, TimeoutError):
@@ -322,9 +324,8 @@ class Client:
                 raise TransportTimeout(text, phase=phase, endpoint=url.endpoint, sent=False) from None
             raise
 
-    async def _connect(self, host: Host, url: Url) -> Connection:
+    async def _connect(self, host: Host, url: Url, context: ssl.SSLContext | None) -> Connection:
         loop, proxy, pin = asyncio.get_running_loop(), host.proxy, host.key[3]
-        context = await self._tls() if url.scheme == "https" else None
         name, port = (proxy.host, proxy.port) if proxy is not None else (pin or url.host, url.port)
         addresses = [pin] if pin and proxy is None else await self.resolve(name, port)
         try:

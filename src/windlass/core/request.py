@@ -156,8 +156,8 @@ class EncodingCache:
         for at in range(start + 1, len(messages)):
             if messages[at].role == "assistant":
                 chunks.append(encode(messages[start:at]))
-                start = at
-        done[0] = start
+                # At once: an encoder that refuses a later group must not make this one appear twice.
+                start = done[0] = at
         return chunks, start
 
 

@@ -21,7 +21,7 @@ from windlass.providers.ollama import OllamaProvider
 from windlass.providers.remote import RemoteProvider
 from windlass.providers.retry import Retrying
 from windlass.wire import anthropic, ollama, openai_chat
-from windlass.wire.base import MISTRAL_IDS, Dialect
+from windlass.wire.base import Dialect
 
 __all__ = ["DIALECTS", "VENDORS", "Vendor", "make", "vendor_of"]
 
@@ -64,7 +64,7 @@ VENDORS: dict[str, Vendor] = {
     "openrouter": Vendor(
         "https://openrouter.ai/api/v1", "openrouter/auto", reasoning="effort",
         capabilities=Capabilities(cache_breakpoints=True),
-        spoken=replace(_CHAT, echo=("reasoning_details",)),
+        spoken=openai_chat.OPENROUTER,
         headers={"http-referer": "http_referer", "x-openrouter-title": "app_name", "x-title": "app_name"},
     ),
     "anthropic": Vendor(
@@ -84,7 +84,7 @@ VENDORS: dict[str, Vendor] = {
     ),
     "mistral": Vendor(
         "https://api.mistral.ai/v1", "mistral-small-latest", capabilities=_PLAIN,
-        spoken=replace(_CHAT, call_ids=MISTRAL_IDS, valid_arguments=True),
+        spoken=openai_chat.MISTRAL,
     ),
     "together": Vendor(
         "https://api.together.xyz/v1", "meta-llama/Llama-3.3-70B-Instruct-Turbo", capabilities=_PLAIN

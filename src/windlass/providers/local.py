@@ -1,0 +1,255 @@
+"""A model on this machine as a provider: the built-in one, or any GGUF file.
+
+The built-in model runs in this process; a user's file runs in a worker process, because the engine may abort on it. A
+card beside the file says which tools the model knows: it is offered only those, with their required string parameters.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+from msgspec import Struct
+from msgspec.structs import replace
+
+from windlass.core.clock import deadline
+from windlass.core.errors import (
+    LocalModelError,
+    ModelNotFoundError,
+    ProviderError,
+    ProviderTimeoutError,
+    StreamInterrupted,
+    UnsupportedInputError,
+)
+from windlass.core.items import Finish, Item, NoticeItem, TextItem
+from windlass.core.messages import Message, ToolResponse
+from windlass.core.models import Capabilities
+from windlass.core.request import Budget, Request, ToolSpec
+from windlass.local.embedded import ModelProfile, embedded_model, load_profile
+from windlass.local.engine import ChatEngine, Engine, EngineOptions, count_tokens, require_engine
+from windlass.local.supervisor import WorkerEngine
+from windlass.wire.openai_chat import DIALECT, OpenAIChat
+
+__all__ = ["LocalProvider"]
+
+_NAME: Final = "local"
+_CAPABILITIES: Final = Capabilities(vision=False, documents=False)
+#: llama.cpp's server parses the arguments of calls in the history, and knows two settings that OpenAI does not.
+_DIALECT: Final = OpenAIChat(
+    fields=(*DIALECT.fields, ("top_k", "top_k"), ("repeat_penalty", "repeat_penalty")), valid_arguments=True
+)
+
+
+class _Served(Struct, frozen=True):
+    """A model that is ready to be asked: its id, what runs it, and its card."""
+
+    id: str
+    engine: ChatEngine
+    profile: ModelProfile | None
+
+
+@functools.cache
+def _embedded() -> _Served:
+    # One for the process: every provider shares it, and the engine unloads it at exit.
+    model = embedded_model()
+    options = EngineOptions(context=model.profile.context, slots=2, threads=1, gpu_layers=0, memory_map=False)
+    return _Served(model.profile.name, Engine(model.path, options, verify=model.verify), model.profile)
+
+
+class LocalProvider:
+    """Answer with a model on this machine.
+
+    `path` is the GGUF file that the model ids "" and "default" stand for; without it they are the built-in model, which
+    is also "tiny-0". An id that ends in `.gguf` is a path itself, unless `any_path` is False: a gateway must not let
+    its clients choose files. `options` say how files are loaded, `load_timeout` (seconds) and `memory` (bytes besides
+    the mapped file) bound their worker processes. Usage is exact; the engine's timings are in the `Finish`, under
+    `provider_metadata["local"]["timings"]`.
+
+    `stream` raises ContextExceededError with the token counts, UnsupportedInputError for images and documents,
+    ModelNotFoundError for an unknown id or file, ProviderError (its cause a LocalModelError) for a file that is not a
+    usable model, and StreamInterrupted when a worker dies amid an answer. Raises ConfigError when the engine is not
+    installed.
+    """
+
+    name = _NAME
+    structured_output = True
+
+    def __init__(
+        self,
+        path: str | Path | None = None,
+        *,
+        options: EngineOptions | None = None,
+        any_path: bool = True,
+        load_timeout: float = 600.0,
+        memory: int | None = None,
+    ) -> None:
+        require_engine()
+        self._default = None if path is None else Path(path).expanduser()
+        self._options = replace(options or EngineOptions(), log=True)
+        self._any_path, self._load_timeout, self._memory = any_path, load_timeout, memory
+        self._files: dict[Path, _Served] = {}
+        self._told: set[tuple[str, ...]] = set()
+
+    @property
+    def notice(self) -> str:
+        """One sentence for the user about the default model, from its card; empty when there is nothing to say."""
+        profile = self._serve("").profile
+        return profile.notice if profile is not None else ""
+
+    def stream(self, request: Request) -> AsyncIterator[Item]:
+        """Return the items of one answer; closing the iterator stops the engine at its next token."""
+        return self._stream(request)
+
+    async def count(self, request: Request) -> int:
+        """Return the exact number of tokens of the request's prompt. Raises as `stream`."""
+        served = self._serve(request.model)
+        try:
+            return await count_tokens(served.engine, _body(_adapted(request, served), served))
+        except LocalModelError as error:
+            raise _provider_error(error, served, "") from error
+
+    def close(self) -> None:
+        """End the worker processes; a later request starts them again. The built-in model stays for the process."""
+        for served in self._files.values():
+            served.engine.close()
+
+    def _serve(self, model: str) -> _Served:
+        if model in ("", "default") and self._default is not None:
+            return self._file(self._default)
+        if model in ("", "default", embedded_model().profile.name):
+            return _embedded()
+        if model.endswith(".gguf") and (self._any_path or Path(model) == self._default):
+            return self._file(Path(model).expanduser())
+        known = f"'{embedded_model().profile.name}'" + (" or the path of a .gguf file" if self._any_path else "")
+        raise ModelNotFoundError(
+            f"There is no local model {model!r}.", provider=_NAME, model=model, hint=f"Use {known}."
+        )
+
+    def _file(self, path: Path) -> _Served:
+        served = self._files.get(path)
+        if served is None:
+            engine = WorkerEngine(path, self._options, load_timeout=self._load_timeout, memory=self._memory)
+            try:
+                profile = load_profile(path)
+            except LocalModelError as error:
+                raise ProviderError(error.message, provider=_NAME, model=path.stem, hint=error.hint) from error
+            served = self._files[path] = _Served(path.stem, engine, profile)
+        return served
+
+    async def _stream(self, request: Request) -> AsyncGenerator[Item]:
+        served = self._serve(request.model)
+        adapted = _adapted(request, served)
+        for notice in self._dropped(request, adapted, served):
+            yield notice
+        body = _body(adapted, served)
+        decoder = _DIALECT.stream_decoder()
+        partial: list[str] = []
+        try:
+            async with aclosing(served.engine.stream(body)) as chunks:
+                while (chunk := await _next(chunks, request.budget)) is not None:
+                    for item in decoder.feed(b"data: " + chunk + b"\n\n"):
+                        if isinstance(item, TextItem):
+                            partial.append(item.text)
+                        yield item
+            for item in decoder.close():
+                yield _finished(item, served) if isinstance(item, Finish) else item
+        except LocalModelError as error:
+            raise _provider_error(error, served, "".join(partial)) from error
+        except TimeoutError as error:
+            raise ProviderTimeoutError(
+                f"{served.id} did not answer in the time given.",
+                provider=_NAME,
+                model=served.id,
+                partial="".join(partial),
+            ) from error
+
+    def _dropped(self, request: Request, adapted: Request, served: _Served) -> list[NoticeItem]:
+        kept = {tool.name for tool in adapted.tools}
+        names = tuple([tool.name for tool in request.tools if tool.name not in kept])
+        if not names or names in self._told:
+            return []
+        self._told.add(names)  # once is enough: every turn would say the same
+        text = f"{served.id} does not know these tools and was not offered them: {', '.join(names)}."
+        return [NoticeItem("warning", text, _NAME, served.id)]
+
+
+async def _next(chunks: AsyncGenerator[bytes], budget: Any) -> bytes | None:
+    """Return the next chunk, None at the end. Raises TimeoutError when the request's budget of time is used up."""
+    async with deadline(budget.remaining() if isinstance(budget, Budget) else None):
+        return await anext(chunks, None)
+
+
+def _adapted(request: Request, served: _Served) -> Request:
+    """Return the request as the model's card wants it."""
+    # The whole history is encoded each time: the engine parses all of it anyhow, and its context bounds it.
+    request = replace(request, model=served.id, encoded=None)
+    profile = served.profile
+    if profile is None:
+        return request
+    settings = request.settings
+    if settings.max_tokens is None and profile.max_output is not None:
+        settings = replace(settings, max_tokens=profile.max_output)
+    if settings.temperature is None and profile.temperature is not None:
+        settings = replace(settings, temperature=profile.temperature)
+    messages = request.messages
+    if profile.error_prefix:
+        messages = tuple([_marked(message, profile.error_prefix) for message in messages])
+    tools, choice = request.tools, request.tool_choice
+    if profile.tools is not None:
+        known = profile.tools
+        tools = tuple([_reduced(tool, known[tool.name]) for tool in tools if tool.name in known])
+        wanted = None if choice in ("auto", "none", "required") else choice
+        if (choice == "required" and not tools) or (wanted and wanted not in {tool.name for tool in tools}):
+            raise UnsupportedInputError(
+                f"{served.id} cannot be made to call {wanted or 'any of these tools'}.",
+                provider=_NAME,
+                model=served.id,
+                hint=f"It knows {', '.join(known)}.",
+            )
+    return replace(request, settings=settings, messages=messages, tools=tools)
+
+
+def _reduced(tool: ToolSpec, names: tuple[str, ...]) -> ToolSpec:
+    properties = {name: {"type": "string"} for name in names}
+    schema: dict[str, Any] = {"type": "object", "properties": properties, "required": list(names)}
+    return ToolSpec(tool.name, tool.description, schema)
+
+
+def _marked(message: Message, prefix: str) -> Message:
+    def mark(part: Any) -> Any:
+        if not isinstance(part, ToolResponse) or not part.is_error or not isinstance(part.response, str):
+            return part
+        return part if part.response.startswith(prefix) else replace(part, response=prefix + part.response)
+
+    return replace(message, parts=tuple([mark(part) for part in message.parts])) if message.role == "tool" else message
+
+
+def _body(request: Request, served: _Served) -> dict[str, Any]:
+    """Return the chat request in the engine's own dialect."""
+    body: dict[str, Any] = msgspec.json.decode(_DIALECT.encode_request(request, _CAPABILITIES, stream=False))
+    del body["model"]
+    if request.settings.thinking == "off":
+        body["chat_template_kwargs"] = {"enable_thinking": False, **body.get("chat_template_kwargs", {})}
+    if "grammar" in body and isinstance(served.engine, Engine):
+        # A grammar with an error makes the engine print to this process's stderr.
+        raise UnsupportedInputError(
+            f"{served.id} takes no grammar of yours.", provider=_NAME, model=served.id, hint="Use an output schema."
+        )
+    return body
+
+
+def _finished(finish: Finish, served: _Served) -> Finish:
+    extras: dict[str, Any] = (finish.provider_metadata or {}).get("openai", {})
+    metadata = {_NAME: {"timings": extras["timings"]}} if "timings" in extras else None
+    return replace(finish, model=served.id, provider_metadata=metadata)
+
+
+def _provider_error(error: LocalModelError, served: _Served, partial: str) -> ProviderError:
+    if partial:
+        return StreamInterrupted(error.message, provider=_NAME, model=served.id, partial=partial, hint=error.hint)
+    kind = ModelNotFoundError if isinstance(error.__cause__, FileNotFoundError) else ProviderError
+    return kind(error.message, provider=_NAME, model=served.id, hint=error.hint)

@@ -1,0 +1,1 @@
+"""What a model may do: functions, files, search, shell, web, data, skills, MCP."""

@@ -1,0 +1,32 @@
+"""Named sets of tools: a name stands for them wherever tools are given."""
+
+from __future__ import annotations
+
+from windlass.core.errors import UnknownNameError
+from windlass.core.ports import Tool
+from windlass.tools.basic import echo, utc
+from windlass.tools.files import edit, list_files, multi_edit, read_file, write_file
+from windlass.tools.search import glob, grep
+from windlass.tools.shell import shell
+
+__all__ = ["BASIC", "CODING", "DEMO", "FILES", "NONE", "TOOLSETS", "toolset"]
+
+#: Read, change and search files.
+FILES: tuple[Tool, ...] = (read_file, write_file, edit, multi_edit, list_files, glob, grep)
+#: Reference C's basic tools, without its sub-agents.
+BASIC: tuple[Tool, ...] = (shell, read_file, write_file, edit, multi_edit, list_files)
+#: All of them: what a coding agent works with.
+CODING: tuple[Tool, ...] = (shell, *FILES)
+#: Nothing that touches anything.
+DEMO: tuple[Tool, ...] = (echo, utc)
+NONE: tuple[Tool, ...] = ()
+
+TOOLSETS: dict[str, tuple[Tool, ...]] = {"files": FILES, "basic": BASIC, "coding": CODING, "demo": DEMO, "none": NONE}
+
+
+def toolset(name: str) -> tuple[Tool, ...]:
+    """Return the tools of a set. Raises UnknownNameError with the nearest name."""
+    try:
+        return TOOLSETS[name]
+    except KeyError:
+        raise UnknownNameError("tool set", name, TOOLSETS) from None

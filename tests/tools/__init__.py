@@ -1,0 +1,1 @@
+"""The tools, on workspaces in memory and on disk."""

@@ -1,0 +1,60 @@
+"""A ToolContext for tests, and calls as the loop makes them: validated first."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from windlass.core.events import Event, FileChanged
+from windlass.core.messages import ToolResponse, response_text
+from windlass.core.ports import Tool, ToolResult, Workspace
+from windlass.core.schema import compile_schema
+
+
+class Context:
+    """What the loop would give: keeps events and progress for the test to look at."""
+
+    def __init__(self, workspace: Workspace | None = None) -> None:
+        self.workspace = workspace
+        self.call_id, self.run_id, self.session_id = "call-1", "run-1", "session-1"
+        self.deadline: float | None = None
+        self.state: dict[str, Any] = {}
+        self.events: list[Event] = []
+        self.reported: list[str] = []
+
+    def progress(self, text: str = "", data: Any = None) -> None:
+        self.reported.append(text)
+
+    async def emit(self, event: Event) -> None:
+        self.events.append(event)
+
+    async def run_child(self, **spec: Any) -> Any:
+        raise NotImplementedError
+
+    @property
+    def changes(self) -> list[FileChanged]:
+        return [event for event in self.events if isinstance(event, FileChanged)]
+
+
+async def call(tool: Tool, ctx: Context, **args: Any) -> Any:
+    """Check the arguments as the loop does, and call."""
+    checked = compile_schema(tool.spec.input_schema).check(args)
+    assert checked.error is None, checked.error
+    return await tool.call(checked.args, ctx)
+
+
+async def text(tool: Tool, ctx: Context, **args: Any) -> str:
+    """Call, and return what the model reads."""
+    output = await call(tool, ctx, **args)
+    if isinstance(output, ToolResult):
+        return response_text(ToolResponse("x", output.content))
+    assert isinstance(output, str)
+    return output
+
+
+async def refused(tool: Tool, ctx: Context, **args: Any) -> str:
+    """Call, and return the text of an error answer."""
+    output = await call(tool, ctx, **args)
+    assert isinstance(output, ToolResult), output
+    assert output.status == "error"
+    assert isinstance(output.content, str)
+    return output.content
