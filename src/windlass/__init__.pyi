@@ -10,9 +10,9 @@ from windlass.agent.policy import Rule as Rule
 from windlass.agent.presets import basic as basic
 from windlass.agent.presets import coding as coding
 from windlass.agent.presets import define_preset as define_preset
-from windlass.agent.run import AbortSignal as AbortSignal
+from windlass.agent.plan import AbortSignal as AbortSignal
 from windlass.agent.run import Run as Run
-from windlass.agent.run import RunResult as RunResult
+from windlass.agent.plan import RunResult as RunResult
 from windlass.agent.session import Session as Session
 from windlass.agent.stats import RunStats as RunStats
 from windlass.agent.stats import flatten_turns as flatten_turns

@@ -150,7 +150,11 @@ def _schedule(seed: int) -> None:
 
     async def scenario() -> None:
         store = MemoryStore()
-        provider = ScriptedProvider([lambda _: step()], repeat=True)
+
+        def answer(request: Request) -> Any:
+            return step()
+
+        provider = ScriptedProvider([answer], repeat=True)
         agent = Agent(
             provider,
             tools=[Tool("work", work, timeout=5), Tool("seq", lambda a, c: "s")],

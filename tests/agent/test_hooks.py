@@ -19,11 +19,13 @@ from windlass.core.messages import ToolResponse, user
 from windlass.core.request import ToolAnnotations, ToolSpec
 from windlass.testing.scripted import ScriptedProvider, call, turn
 
-LOOK = {"q": {"type": "string"}}
+
+def found(args: dict[str, Any], ctx: Any) -> str:
+    return "found"
 
 
-def agent_with(script: list[Any], *, body: Any = lambda args, ctx: "found", **options: Any) -> Agent:
-    return Agent(ScriptedProvider(script), tools=[Tool("look", body, **LOOK)], **options)
+def agent_with(script: list[Any], *, body: Any = found, **options: Any) -> Agent:
+    return Agent(ScriptedProvider(script), tools=[Tool("look", body, q={"type": "string"})], **options)
 
 
 def answers(agent: Agent) -> list[Any]:
@@ -232,7 +234,12 @@ async def test_budget_and_abort_hooks() -> None:
     seen = record(agent, "budget:exceeded")
     await agent.run("go")
     assert seen[0][1]["budget"] == 1
-    waiting = agent_with([lambda _: asyncio.sleep(9)])
+
+    async def hang(request: Any) -> str:
+        await asyncio.sleep(9)
+        return ""
+
+    waiting = agent_with([hang])
     aborted = record(waiting, "agent:abort")
     run = waiting.run("go").start()
     await asyncio.sleep(0)
@@ -352,7 +359,10 @@ class Memory:
         return "You remember colours."
 
     def hooks(self) -> dict[str, Any]:
-        return {"agent:done": lambda ctx: self.log.append("done")}
+        return {"agent:done": self._done}
+
+    def _done(self, ctx: HookContext) -> None:
+        self.log.append("done")
 
 
 async def test_capabilities_bring_tools_text_and_hooks() -> None:

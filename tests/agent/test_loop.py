@@ -11,7 +11,7 @@ from inline_snapshot import snapshot
 
 from tests.agent.helpers import Tool, kinds
 from windlass.agent.agent import Agent
-from windlass.agent.run import AbortSignal
+from windlass.agent.plan import AbortSignal
 from windlass.core.errors import (
     AbortedError,
     BadRequestError,

@@ -311,7 +311,13 @@ async def test_the_conversational_face_of_reference_e() -> None:
     assert len(provider.requests[2].messages) == 1 and provider.requests[2].settings.temperature == 2.0
     chat.clear_history()
     assert chat.history_count == 0 and (await chat.chat("4")) == "d" and provider.requests[3].system == "Be kind."
-    for wrong in ({"temperature": 2.1}, {"top_p": 1.5}, {"temperature": -0.1}, {"top_p": float("nan")}):
+    wrongs: tuple[dict[str, Any], ...] = (
+        {"temperature": 2.1},
+        {"top_p": 1.5},
+        {"temperature": -0.1},
+        {"top_p": float("nan")},
+    )
+    for wrong in wrongs:
         with pytest.raises(ConfigError, match="must be between"):
             ChatAgent("bot", model=provider, **wrong)
     with pytest.raises(ConfigError):

@@ -10,8 +10,9 @@ from typing import Any, TypeVar
 from windlass.agent.behavior import BehaviorOptions, behavior
 from windlass.agent.hooks import Handler, Hooks
 from windlass.agent.loop import Loop
+from windlass.agent.plan import AbortSignal, RunPlan, RunResult
 from windlass.agent.policy import Policy
-from windlass.agent.run import AbortSignal, Run, RunPlan, RunResult
+from windlass.agent.run import Run
 from windlass.agent.session import Session, prompt_parts
 from windlass.agent.spawn import spawn
 from windlass.agent.sync import run_in_background

@@ -30,6 +30,8 @@ __all__ = ["Answer"]
 class Answer:
     """Reads one answer: passes deltas on, remembers the text in case the connection breaks."""
 
+    __slots__ = ("begun", "first", "hooks", "number", "plan", "run", "text", "thinking", "usage")
+
     def __init__(self, run: Run, number: int) -> None:
         self.run, self.hooks, self.plan, self.number = run, run.hooks, run.plan, number
         self.text: list[str] = []

@@ -41,6 +41,28 @@ _FINAL: dict[str, StopReason] = {"length": "max_tokens", "content_filter": "refu
 class Loop:
     """The state of one run between its turns."""
 
+    __slots__ = (
+        "behavior",
+        "conversation",
+        "detail",
+        "detector",
+        "dispatcher",
+        "first_message",
+        "hooks",
+        "iterations",
+        "last",
+        "output",
+        "plan",
+        "prepare",
+        "retries_left",
+        "run",
+        "stop_reason",
+        "system",
+        "tools",
+        "turn_in_iteration",
+        "wanted",
+    )
+
     def __init__(self, run: Run) -> None:
         plan = run.plan
         self.run, self.plan, self.hooks, self.behavior = run, plan, plan.hooks, plan.behavior
@@ -89,7 +111,7 @@ class Loop:
     async def _deliver(self, queue: Any, source: str) -> bool:
         delivered = False
         while queue:
-            message = queue.popleft()
+            message = queue.pop(0)
             await self._say(message, source)
             if source == "steer" and self.hooks.wants("steer:inject"):
                 await self.hooks.fire("steer:inject", message=message)

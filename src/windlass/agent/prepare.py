@@ -5,7 +5,8 @@ from __future__ import annotations
 from windlass.agent.dispatch import Bound
 from windlass.agent.modes import Iterations
 from windlass.agent.output import FINAL_TOOL, OutputSpec
-from windlass.agent.run import Run, RunPlan
+from windlass.agent.plan import RunPlan
+from windlass.agent.run import Run
 from windlass.core.request import Budget, Request, Settings, ToolSpec
 
 __all__ = ["MAX_TOKENS", "Preparation", "wanted_output"]
@@ -25,6 +26,8 @@ def wanted_output(plan: RunPlan) -> OutputSpec | None:
 
 class Preparation:
     """Makes the requests of one run. What does not change between turns is made once."""
+
+    __slots__ = ("deadline", "iterations", "run", "settings", "specs", "tools", "wanted")
 
     def __init__(self, run: Run, tools: dict[str, Bound], wanted: OutputSpec | None, iterations: Iterations) -> None:
         self.run, self.tools, self.wanted, self.iterations = run, tools, wanted, iterations

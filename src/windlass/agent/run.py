@@ -11,128 +11,25 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Generator, Sequence
-from decimal import Decimal
 from typing import Any
 
 import msgspec
-from msgspec import Struct, field
 
-from windlass.agent.behavior import Behavior
-from windlass.agent.conversation import Conversation
-from windlass.agent.hooks import Hooks
-from windlass.agent.ledger import Ledger, settled
-from windlass.agent.policy import Policy
+from windlass.agent.ledger import settled
+from windlass.agent.plan import RunPlan, RunResult
 from windlass.agent.stats import RunStats
 from windlass.core import clock
 from windlass.core.errors import AbortedError, WindlassError
 from windlass.core.events import DURABLE, Event, RunFinished, StopReason
-from windlass.core.messages import Message, Part, user
-from windlass.core.ports import Approver, Capability, Provider, Sink, Tool, Workspace
-from windlass.core.usage import NANO, Usage
+from windlass.core.messages import Message, user
+from windlass.core.ports import Workspace
 
-__all__ = ["AbortSignal", "Run", "RunPlan", "RunResult"]
+__all__ = ["Run"]
 
 log = logging.getLogger("windlass.agent")
 _set = msgspec.structs.force_setattr
 #: How many unread events stop the model's stream until the reader has caught up.
 UNREAD = 1024
-
-
-class AbortSignal:
-    """A switch that aborts every run it was given to; may be thrown from any thread."""
-
-    __slots__ = ("_callbacks", "aborted", "reason")
-
-    def __init__(self) -> None:
-        self.aborted = False
-        self.reason = ""
-        self._callbacks: list[Callable[[str], None]] = []
-
-    def abort(self, reason: str = "") -> None:
-        """Abort; a second time does nothing."""
-        if not self.aborted:
-            self.aborted, self.reason = True, reason
-            for callback in tuple(self._callbacks):
-                callback(reason)
-
-    def subscribe(self, callback: Callable[[str], None]) -> Callable[[], None]:
-        """Call back on abort, at once if it already happened; returns a function that forgets the callback."""
-        self._callbacks.append(callback)
-        if self.aborted:
-            callback(self.reason)
-
-        def forget() -> None:
-            if callback in self._callbacks:
-                self._callbacks.remove(callback)
-
-        return forget
-
-
-class RunPlan(Struct, frozen=True, kw_only=True):
-    """Everything a run needs, resolved: nothing here is a name any more."""
-
-    provider: Provider
-    model: str
-    model_name: str
-    system: str
-    prompt: tuple[Part, ...] | None
-    tools: tuple[tuple[str, Tool], ...]
-    behavior: Behavior
-    hooks: Hooks
-    conversation: Conversation
-    ledger: Ledger
-    agent_name: str | None = None
-    capabilities: tuple[Capability, ...] = ()
-    sinks: tuple[Sink, ...] = ()
-    policy: Policy = Policy()
-    approver: Approver | None = None
-    workspace: Workspace | None = None
-    state: dict[str, Any] = field(default_factory=dict[str, Any])
-    metadata: dict[str, Any] = field(default_factory=dict[str, Any])
-    signal: AbortSignal | None = None
-    parent: Any = None
-    prompt_source: str = "prompt"
-    #: Awaited before the first step: loads the session.
-    prepare: Any = None
-    #: Makes the run of a sub-agent; the session that owns this run provides it.
-    spawn: Any = None
-    on_start: Any = None
-    on_end: Any = None
-
-
-class RunResult(Struct, frozen=True, kw_only=True):
-    """How a run ended.
-
-    `text` is the last answer, `output` the structured one, `stop_reason` why the agent rests. `refused` names the tools
-    that policy or a person refused. `error` is set when the run failed; awaiting the run raises it.
-    """
-
-    run_id: str
-    session_id: str
-    text: str
-    stop_reason: StopReason
-    stats: RunStats
-    message: Message | None = None
-    output: Any = None
-    error: BaseException | None = None
-    refused: tuple[str, ...] = ()
-    detail: str = ""
-    workspace: Workspace | None = None
-
-    @property
-    def usage(self) -> Usage:
-        """Tokens of this run and its children."""
-        return self.stats.usage
-
-    @property
-    def cost(self) -> Decimal | None:
-        """Dollars of this run and its children, exact; None when a price is unknown."""
-        return None if self.stats.cost is None else Decimal(self.stats.cost) / NANO
-
-    @property
-    def files(self) -> dict[str, Any]:
-        """The files of a virtual workspace, path -> content; empty for a real one."""
-        return dict(getattr(self.workspace, "files", {}))
 
 
 class Run:
@@ -149,6 +46,36 @@ class Run:
     Leaving `async with` before the end cancels the run; the responses that are due are written first.
     """
 
+    __slots__ = (
+        "_closing",
+        "_forget",
+        "_loop",
+        "_main",
+        "_parent_id",
+        "_reader",
+        "_reading",
+        "_result",
+        "_seq",
+        "_task",
+        "_unread",
+        "_writer",
+        "abort_reason",
+        "approver",
+        "behavior",
+        "conversation",
+        "follow_up_queue",
+        "hooks",
+        "id",
+        "plan",
+        "policy",
+        "refused",
+        "stats",
+        "steer_queue",
+        "stopping",
+        "tool_counts",
+        "turn_id",
+    )
+
     def __init__(self, plan: RunPlan, main: Callable[[Run], Any]) -> None:
         self.plan = plan
         self.id = clock.new_id()
@@ -158,8 +85,9 @@ class Run:
         self.tool_counts = self.stats.tool_counts
         self.refused: list[str] = []
         self.turn_id = ""
-        self.steer_queue: deque[Message] = deque()
-        self.follow_up_queue: deque[Message] = deque()
+        # Lists: an empty deque takes 600 bytes, and thousands of these wait at once.
+        self.steer_queue: list[Message] = []
+        self.follow_up_queue: list[Message] = []
         self.stopping: StopReason | None = None
         self.abort_reason = ""
         self._main = main
@@ -284,7 +212,7 @@ class Run:
         """Say something for when the agent would rest; the run goes on with it. From any thread."""
         self._queue(self.follow_up_queue, message)
 
-    def _queue(self, queue: deque[Message], message: str | Message) -> None:
+    def _queue(self, queue: list[Message], message: str | Message) -> None:
         if self.done:
             raise WindlassError("The run has finished.", hint="Start another run with this message.")
         queue.append(user(message) if isinstance(message, str) else message)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from windlass.agent.conversation import Conversation, legal_cut, live, repair
 from windlass.agent.ledger import Ledger
-from windlass.agent.run import Run, RunPlan, RunResult
+from windlass.agent.plan import RunPlan, RunResult
+from windlass.agent.run import Run
 from windlass.core import clock
 from windlass.core.errors import ConfigError, SessionBusy, SessionNotFound, WindlassError
 from windlass.core.events import (
@@ -42,6 +42,20 @@ class Session:
     is kept before it waits. Use as `async with Session(agent, id="…", store="sqlite:…") as session`.
     """
 
+    __slots__ = (
+        "_idle",
+        "_loaded",
+        "_mailbox",
+        "_owns_store",
+        "active",
+        "agent",
+        "conversation",
+        "id",
+        "ledger",
+        "metadata",
+        "state",
+    )
+
     def __init__(
         self,
         agent: Runner,
@@ -63,7 +77,7 @@ class Session:
         self.active: Run | None = None
         self._owns_store = owns_store
         self._loaded = store is None
-        self._mailbox: deque[asyncio.Future[None]] = deque()
+        self._mailbox: list[asyncio.Future[None]] = []
         self._idle: list[asyncio.Future[None]] = []
 
     # -- running ---------------------------------------------------------------------------------------------------
@@ -100,7 +114,7 @@ class Session:
 
     def _next(self) -> None:
         while self.active is None and self._mailbox:
-            future = self._mailbox.popleft()
+            future = self._mailbox.pop(0)
             if not future.done():
                 future.set_result(None)
                 return

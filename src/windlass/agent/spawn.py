@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Protocol
 
-from windlass.agent.run import Run, RunResult
+from windlass.agent.plan import RunResult
+from windlass.agent.run import Run
 from windlass.agent.session import Runner, Session
 from windlass.core import clock
 from windlass.core.errors import ConfigError, WindlassError
