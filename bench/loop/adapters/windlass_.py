@@ -13,7 +13,13 @@ from windlass.core.messages import Message, Text, ToolCall
 from windlass.core.request import Request
 from windlass.core.usage import Usage
 
-NAME, DISTS, IMPORT, CLI, SYNC = "windlass", ["windlass"], "import windlass; windlass.Agent", ["windlass", "--help"], False
+NAME, DISTS, IMPORT, CLI, SYNC = (
+    "windlass",
+    ["windlass"],
+    "import windlass; windlass.Agent",
+    ["windlass", "--help"],
+    False,
+)
 USAGE = Usage(10, 5)
 
 
