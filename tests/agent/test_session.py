@@ -17,7 +17,15 @@ from windlass.agent.chat import ChatAgent
 from windlass.agent.conversation import Conversation, legal_cut, repair
 from windlass.agent.session import Session
 from windlass.core.errors import ConfigError, SessionBusy, SessionVersionError, StoreError
-from windlass.core.events import Event, InputQueued, MessageAdded, SessionForked, SessionRewound, UnknownEvent
+from windlass.core.events import (
+    ContextCompacted,
+    Event,
+    InputQueued,
+    MessageAdded,
+    SessionForked,
+    SessionRewound,
+    UnknownEvent,
+)
 from windlass.core.messages import Message, Text, ToolCall, ToolResponse, assistant, user
 from windlass.core.ports import Row
 from windlass.stores.jsonl import export_jsonl, import_jsonl
@@ -203,6 +211,21 @@ def test_r53_any_foreign_history_is_valid_after_repair(history: Any) -> None:
     assert repair(mended) == (mended, [])
     if any(message.role != "system" for message in mended):
         assert_valid(mended)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.integers(0, 3), min_size=1, max_size=6), st.integers(0, 40))
+def test_r57_compaction_never_splits_a_pair(calls_per_turn: list[int], upto: int) -> None:
+    conversation = Conversation([user("go")])
+    for number, count in enumerate(calls_per_turn):
+        calls = tuple([ToolCall(f"c{number}_{index}", "t", {}) for index in range(count)])
+        conversation.add(Message("assistant", calls or (Text("said"),)))
+        for call_ in calls:
+            conversation.respond(ToolResponse(call_.id, "x"))
+        if not calls:
+            conversation.add(user("more"))
+    conversation.apply(ContextCompacted(strategy="summary", upto=upto, summary="before: things happened"))
+    assert_valid(conversation.messages)
 
 
 async def test_r55_surrogates_nul_and_huge_numbers_survive_storage(tmp_path: Path) -> None:

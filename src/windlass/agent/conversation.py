@@ -22,7 +22,7 @@ from windlass.core.events import (
     ToolFinished,
     ToolStarted,
 )
-from windlass.core.messages import Message, Part, Text, ToolCall, ToolResponse, system
+from windlass.core.messages import Message, Part, Text, ToolCall, ToolResponse, user
 from windlass.core.request import EncodingCache
 from windlass.core.usage import Usage
 
@@ -148,8 +148,12 @@ class Conversation:
         elif isinstance(event, InputQueued):
             self.pending_inputs.append(event)
         elif isinstance(event, ContextCompacted):
-            kept = self.messages[event.upto :]
-            self.messages = [system(event.summary), *kept] if event.summary else kept
+            upto = min(event.upto, len(self.messages))
+            # A call and its responses stay together: what would begin with responses begins with their call.
+            while 0 < upto < len(self.messages) and self.messages[upto].role == "tool":
+                upto -= 1
+            kept = self.messages[upto:]
+            self.messages = [user(event.summary), *kept] if event.summary else kept
             self.encoded.clear()
         return mended
 

@@ -1,0 +1,1 @@
+"""A model in this process: GGUF reader, engine over llama.cpp, embeddings, scheduler."""

@@ -1,0 +1,69 @@
+"""The way from an engine's thread to the event loop: chunks go in on one side, batches come out on the other."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncGenerator
+
+__all__ = ["Channel"]
+
+
+class Channel:
+    """Carry the chunks of one answer from any thread to the loop it was made on.
+
+    The loop is woken once per batch, not once per token. What waits unread is at most one answer, which the model's
+    context bounds: holding the engine's thread back would not help, because the engine queues on its own side.
+    """
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._ready = asyncio.Event()
+        self._chunks: deque[bytes] = deque()
+        self._woken = False
+        self.closed = False
+        self.done = False
+        self.error: BaseException | None = None
+
+    def put(self, chunk: bytes) -> bool:
+        """Take one chunk (an empty one only asks); True tells the writer to stop."""
+        if not self.closed and chunk:
+            self._chunks.append(chunk)
+            self._wake()
+        return self.closed
+
+    def finish(self, error: BaseException | None = None) -> None:
+        """End the answer, with the error that `batches` raises after the last chunk; only the first call counts."""
+        if not self.done:
+            self.error, self.done = error, True
+            self._wake()
+
+    def close(self) -> None:
+        """Tell the writer to stop: nobody reads any more."""
+        self.closed = True
+
+    def _wake(self) -> None:
+        if self._woken:
+            return
+        self._woken = True
+        try:
+            self._loop.call_soon_threadsafe(self._ready.set)
+        except RuntimeError:
+            self.closed = True  # the loop is gone, and the reader with it
+
+    async def batches(self) -> AsyncGenerator[list[bytes]]:
+        """Yield the chunks that have come since last time, until the answer ends. Raises what `finish` was given."""
+        while True:
+            await self._ready.wait()
+            self._ready.clear()
+            self._woken = False
+            done = self.done  # looked at before the chunks: whatever came before the end is then among them
+            batch: list[bytes] = []
+            while self._chunks:
+                batch.append(self._chunks.popleft())
+            if batch:
+                yield batch
+            if done:
+                break
+        if self.error is not None:
+            raise self.error
