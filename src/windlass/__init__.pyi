@@ -5,18 +5,19 @@ from windlass.agent.chat import ChatAgent as ChatAgent
 from windlass.agent.dispatch import output_bytes as output_bytes
 from windlass.agent.hooks import HOOKS as HOOKS
 from windlass.agent.hooks import HookContext as HookContext
+from windlass.agent.plan import AbortSignal as AbortSignal
+from windlass.agent.plan import RunResult as RunResult
 from windlass.agent.policy import Policy as Policy
 from windlass.agent.policy import Rule as Rule
 from windlass.agent.presets import basic as basic
 from windlass.agent.presets import coding as coding
 from windlass.agent.presets import define_preset as define_preset
-from windlass.agent.plan import AbortSignal as AbortSignal
 from windlass.agent.run import Run as Run
-from windlass.agent.plan import RunResult as RunResult
 from windlass.agent.session import Session as Session
 from windlass.agent.stats import RunStats as RunStats
 from windlass.agent.stats import flatten_turns as flatten_turns
 from windlass.agent.stats import stats_by_model as stats_by_model
+from windlass.core.attachments import blob as blob
 from windlass.core.config import Config as Config
 from windlass.core.config_files import load_config as load_config
 from windlass.core.error_context import ErrorContext as ErrorContext
@@ -69,7 +70,6 @@ from windlass.core.messages import ToolCall as ToolCall
 from windlass.core.messages import ToolResponse as ToolResponse
 from windlass.core.messages import Uri as Uri
 from windlass.core.messages import assistant as assistant
-from windlass.core.attachments import blob as blob
 from windlass.core.messages import system as system
 from windlass.core.messages import user as user
 from windlass.core.ports import ToolContext as ToolContext
@@ -96,3 +96,5 @@ from windlass.wire.convert import to_anthropic as to_anthropic
 from windlass.wire.convert import to_openai as to_openai
 from windlass.workspaces.local import LocalWorkspace as LocalWorkspace
 from windlass.workspaces.memory import MemoryWorkspace as MemoryWorkspace
+
+__all__: list[str]

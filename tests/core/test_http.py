@@ -300,8 +300,8 @@ def test_r11_pings_do_not_reset_the_progress_clock() -> None:
 
 def test_r11_a_slow_reader_is_not_an_idle_server() -> None:
     async def main() -> None:
-        script = Stream([*sse("a"), 1.0, *sse("b"), 1.0, *sse("c")])
-        async with serving(script, idle_timeout=5.0) as (client, server):
+        script = Stream([*sse("a"), 20.0, *sse("b"), 20.0, *sse("c")])
+        async with serving(script, idle_timeout=25.0) as (client, server):
             for mode in ("bytes", "progress"):
                 async with client.stream("GET", server.url, idle_on=mode) as answer:
                     count = 0
@@ -456,11 +456,12 @@ async def test_bad_codings(coding: str, body: bytes, says: str) -> None:
 
 
 async def test_header_flood() -> None:
-    async with serving(header_flood(200_000), header_flood(90_000)) as (client, server):
-        for _ in range(2):
+    whole = Reply(200, b"", {f"x-{number}": "y" * 1000 for number in range(70)})
+    async with serving(header_flood(200_000), header_flood(90_000), whole) as (client, server):
+        for _ in range(3):
             with pytest.raises(ProtocolError, match="65536 bytes"):
                 await client.request("GET", server.url)
-        assert server.connections == 2
+        assert server.connections == 3
 
 
 async def test_r16_ndjson_and_html_come_as_they_are() -> None:

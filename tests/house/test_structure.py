@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib.metadata
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -98,9 +99,8 @@ def test_nothing_is_imported_for_types_only() -> None:
 
 
 def test_nobody_imports_the_face() -> None:
-    assert [
-        name for name, tree in TREES.items() if name != "windlass" and any(t == "windlass" for t, _ in imports(tree))
-    ] == []
+    rooms = {name: tree for name, tree in TREES.items() if name != "windlass"}
+    assert [name for name, tree in rooms.items() if any(target == "windlass" for target, _ in imports(tree))] == []
 
 
 BANNED = {
@@ -116,15 +116,9 @@ def test_s112_dangerous_calls_are_nowhere() -> None:
         for node in ast.walk(tree):
             if isinstance(node, ast.Call):
                 called = ast.unparse(node.func)
-                if called in BANNED:
-                    found.append(f"{name}:{node.lineno} {called}")
-                for keyword in node.keywords:
-                    if keyword.arg == "preexec_fn" or (
-                        keyword.arg == "shell"
-                        and isinstance(keyword.value, ast.Constant)
-                        and keyword.value.value is True
-                    ):
-                        found.append(f"{name}:{node.lineno} {keyword.arg}")
+                asked = [ast.unparse(keyword) for keyword in node.keywords]
+                bad = called in BANNED or any(text == "shell=True" or text.startswith("preexec_fn") for text in asked)
+                found.extend([f"{name}:{node.lineno} {called}"] if bad else [])
         found += [f"{name} imports {t}" for t, _ in imports(tree) if t.split(".")[0] in BANNED_MODULES]
     assert found == []
 
@@ -151,8 +145,6 @@ def test_every_name_of_the_registry_resolves() -> None:
 
 
 def test_core_installs_at_most_six_distributions() -> None:
-    import re
-
     seen: set[str] = set()
     todo = ["windlass"]
     while todo:
@@ -160,9 +152,8 @@ def test_core_installs_at_most_six_distributions() -> None:
         if name in seen:
             continue
         seen.add(name)
-        for line in importlib.metadata.requires(name) or []:
-            if "extra ==" not in line:
-                todo.append(re.split(r"[\s;<>=!~\[(]", line, maxsplit=1)[0])
+        needed = [line for line in importlib.metadata.requires(name) or [] if "extra ==" not in line]
+        todo.extend([re.split(r"[\s;<>=!~\[(]", line, maxsplit=1)[0] for line in needed])
     assert len(seen) <= MAX_DISTRIBUTIONS, sorted(seen)
 
 
@@ -179,9 +170,11 @@ def test_starting_imports_little(code: str, most: int) -> None:
 
 
 def test_first_use_of_the_agent_stays_small() -> None:
-    script = "import sys, windlass; windlass.Agent; print(len(sys.modules)); print('ssl' in sys.modules, 'sqlite3' in sys.modules)"
+    """asyncio with msgspec alone is about 158 modules."""
+    script = "import sys, windlass; windlass.Agent; print(*sys.modules)"
     out = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout.split()
-    assert int(out[0]) <= 220, out
+    assert len(out) <= 215
+    assert not {"sqlite3", "tomllib", "importlib.metadata", "httptools", "xllamacpp", "numpy"} & set(out)
 
 
 def test_the_face_and_its_types_agree() -> None:

@@ -61,8 +61,8 @@ class Host:
         self._table = table
 
     def take(self) -> bool:
-        """Take a slot if one is free and nobody waits for it."""
-        if self.active >= self.limit or self.waiters:
+        """Take a slot if one is free; while somebody waits none is, for `release` hands it on."""
+        if self.active >= self.limit:
             return False
         self.active += 1
         return True

@@ -7,7 +7,9 @@ user's, and limits, but never an address, a key, a header, a command or a place 
 from __future__ import annotations
 
 import logging
+import math
 import os
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -19,6 +21,9 @@ from windlass.core.settings import PROVIDERS, SETTINGS, Setting
 __all__ = ["Config", "ProviderSettings", "Value", "conflict", "read_environment", "typed"]
 
 log = logging.getLogger("windlass.config")
+#: Providers without variables of their own.
+_OWN = ("local", "echo")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 
 class Value(Struct, frozen=True):
@@ -60,7 +65,7 @@ class Config:
         *,
         environ: Mapping[str, str] | None = None,
         providers: Mapping[str, Mapping[str, Any]] | None = None,
-        routes: Mapping[str, Any] | None = None,
+        routes: Mapping[str, str | list[str]] | None = None,
         notices: tuple[str, ...] = (),
     ) -> None:
         self.environ: Mapping[str, str] = os.environ if environ is None else environ
@@ -96,13 +101,22 @@ class Config:
 
     @property
     def default_model(self) -> str:
-        """The model where none is named: `model`, else `provider` with its own default, else the embedded one."""
-        return str(self.get("model") or self.get("provider"))
+        """The model where none is named: `model`, else `provider` with its own default, else the embedded one.
+
+        A `model` that names no provider and no route is one of the `provider` that was chosen: `groq` and
+        `llama-3.3-70b` are `groq:llama-3.3-70b`.
+        """
+        model, provider = self.get("model"), self.where("provider")
+        if not model:
+            return str(provider.value)
+        head = str(model).partition(":")[0]
+        known = model in self.routes or head in PROVIDERS or head in self.user_providers or head in _OWN
+        return str(model) if known or provider.origin == "default" else f"{provider.value}:{model}"
 
     def alias(self, name: str) -> str:
         """Return the model that a route's name stands for; the first target counts (routing is the gateway's)."""
         target = self.routes.get(name)
-        return target if isinstance(target, str) else str(target[0]) if target else name
+        return target if isinstance(target, str) else target[0] if target else name
 
     def provider(self, name: str, make: Callable[[], Any]) -> Any:
         """Return the provider of that name, made at first use."""
@@ -114,7 +128,7 @@ class Config:
         """Return what files and environment say of a vendor; a key `env:NAME` is read from that variable."""
         table = self.user_providers.get(name, {})
         env = PROVIDERS.get(name)
-        key_names = env.api_key if env else (f"WINDLASS_{name.upper()}_API_KEY",)
+        key_names = env.api_key if env else (f"WINDLASS_{name.upper().replace('-', '_')}_API_KEY",)
         key = self._first(key_names)
         stated = table.get("api_key")
         if key is None and isinstance(stated, str):
@@ -160,7 +174,8 @@ def conflict(found: list[tuple[str, str]], *, secret: bool = False) -> list[str]
         return []
     (first, value), *rest = found
     other, differs = next((name, text) for name, text in rest if text != value)
-    shown = "" if secret else f" ({value!r} and {differs!r})"
+    # An address may carry a user and a password.
+    shown = "" if secret or "@" in value + differs else f" ({value!r} and {differs!r})"
     return [f"{first} and {other} are both set and differ{shown}; {first} is used."]
 
 
@@ -176,13 +191,22 @@ def typed(setting: Setting, value: Any, origin: str) -> Any:
             return number if number > 0 else _refuse()
         if kind == "float":
             number = float(value) if not isinstance(value, bool) else _refuse()
-            return number if number >= 0 else _refuse()
-        if not isinstance(value, (str, os.PathLike)):
+            return number if 0 <= number < math.inf else _refuse()
+        if not isinstance(value, (str, os.PathLike)) or _CONTROL.search(str(value)):
             _refuse()
         return os.path.expanduser(str(value)) if kind == "path" else str(value)  # noqa: PTH111 - pathlib costs more to import than this module
     except (ValueError, TypeError):
-        article = {"int": "a positive whole number", "float": "a number, not negative", "str": "text"}.get(kind, kind)
+        article = {
+            "int": "a positive whole number",
+            "float": "a finite number, not negative",
+            "str": _TEXT,
+            "path": _TEXT,
+        }[kind]
         raise ConfigError(f"{origin} is {value!r}; {setting.key} must be {article}.") from None
+
+
+#: A line end would let a value end a header, a log line or a row of a list.
+_TEXT = "text without control characters"
 
 
 def _refuse() -> Any:

@@ -6,8 +6,8 @@ user's, and limits, but never an address, a key, a header, a command or a place 
 
 from __future__ import annotations
 
-import logging
 import os
+import re
 import sys
 import tomllib
 from collections.abc import Mapping
@@ -21,14 +21,21 @@ from windlass.core.settings import SETTINGS
 
 __all__ = ["config_home", "data_home", "default_files", "load_config", "read_env_file"]
 
-log = logging.getLogger("windlass.config")
 _TABLES = frozenset({"providers", "routes", "models"})
-_PROVIDER_KEYS = frozenset(
-    {"dialect", "base_url", "api_key", "model", "auth_header", "headers", "capabilities", "extra_body", "timeout"}
+#: What a [providers.NAME] table may hold, and of which type.
+_PROVIDER_KEYS: dict[str, tuple[str, tuple[type, ...]]] = {
+    **dict.fromkeys(("dialect", "base_url", "api_key", "model"), ("text", (str,))),
+    **dict.fromkeys(("auth_header", "headers", "capabilities", "extra_body"), ("a table", (dict,))),
+    "timeout": ("a number of seconds", (int, float)),
+}
+#: What no env file may set: what finds programs and libraries, where we keep things, and whom connections go through
+#: or trust. Names are compared in upper case.
+_NEVER = re.compile(
+    r"(?:PATH|HOME|SHELL|ENV|BASH_ENV|IFS|TMPDIR|TEMP|TMP|APPDATA|LOCALAPPDATA|USERPROFILE|COMSPEC|SSLKEYLOGFILE"
+    r"|WINDLASS_HOME|WINDLASS_STORE|WINDLASS_DEBUG|.*_PROXY|SSL_CERT_.*|.*_CA_BUNDLE"
+    r"|(?:LD|DYLD|GIT|XDG|NODE|PERL|RUBY|BASH_FUNC)_.*|PYTHON.*)"
 )
-#: What no env file may set: what finds programs and libraries, and where we keep things.
-_NEVER = ("PATH", "PYTHONPATH", "PYTHONHOME", "PYTHONSTARTUP", "WINDLASS_HOME", "HOME", "SHELL", "BASH_ENV", "ENV")
-_NEVER_PREFIX = ("LD_", "DYLD_", "GIT_", "XDG_")
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _MAX_FILE = 1 << 20
 
 
@@ -40,7 +47,8 @@ def load_config(
 ) -> Config:
     """Read the settings: `files` are (path, trusted), the strongest first; None means the usual two places.
 
-    Raises ConfigError for a broken file (naming the line) or value, UnknownNameError for a key that is none.
+    What a person should hear is in the result's `notices`; telling it is the caller's. Raises ConfigError for a broken
+    file (naming the line) or value, UnknownNameError for a key that is none.
     """
     environ = os.environ if environ is None else environ
     found, notices = read_environment(environ)
@@ -55,14 +63,16 @@ def load_config(
     for path, trusted in default_files(environ) if files is None else files:
         if path.is_file():
             _take_file(path, trusted, values, providers, routes, notices)
-    for notice in notices:
-        log.warning("%s", notice)
     return Config(values, environ=environ, providers=providers, routes=routes, notices=tuple(notices))
 
 
 def default_files(environ: Mapping[str, str]) -> tuple[tuple[Path, bool], ...]:
     """Return the project's file (not trusted) and the user's (trusted)."""
-    return ((Path.cwd() / "windlass.toml", False), (config_home(environ) / "windlass.toml", True))
+    try:
+        here = Path.cwd()
+    except FileNotFoundError:
+        raise ConfigError("The current folder is gone.", hint="Change to one that exists.") from None
+    return ((here / "windlass.toml", False), (config_home(environ) / "windlass.toml", True))
 
 
 def _take_file(
@@ -85,24 +95,43 @@ def _take_file(
                     providers.setdefault(name, _provider_table(path, name, table))
             elif key == "routes":
                 for name, target in value.items():
-                    routes.setdefault(name, target)
+                    routes.setdefault(name, _route(path, name, target))
             else:
                 override(value)
         elif (setting := SETTINGS.get(key)) is None:
             raise UnknownNameError(f"key in {path}:", key, [*SETTINGS, *_TABLES])
         elif not trusted and not setting.project:
             notices.append(f"{path}: {key} is ignored: a project's file may not set it.")
+        elif not trusted and _points_elsewhere(key, str(value)):
+            notices.append(f"{path}: {key} is ignored: a project's file may name what you have, not load a file.")
         elif key not in values:
             values[key] = Value(typed(setting, value, f"{path}: {key}"), str(path))
+
+
+def _points_elsewhere(key: str, value: str) -> bool:
+    """Tell whether a value would import a module (`pkg.mod:attr`) or open a model file."""
+    if key == "tools":
+        return ":" in value
+    return key == "model" and value.endswith(".gguf")
 
 
 def _provider_table(path: Path, name: str, table: Any) -> dict[str, Any]:
     if not isinstance(table, dict):
         raise ConfigError(f"{path}: providers.{name} must be a table.")
-    for key in table:
+    for key, value in table.items():
         if key not in _PROVIDER_KEYS:
             raise UnknownNameError(f"key in {path} [providers.{name}]:", str(key), _PROVIDER_KEYS)
+        what, types = _PROVIDER_KEYS[key]
+        if not isinstance(value, types) or isinstance(value, bool):
+            raise ConfigError(f"{path}: providers.{name}.{key} must be {what}.")
     return table
+
+
+def _route(path: Path, name: str, target: Any) -> str | list[str]:
+    targets = [target] if isinstance(target, str) else target
+    if not isinstance(targets, list) or not targets or not all(isinstance(item, str) and item for item in targets):
+        raise ConfigError(f"{path}: routes.{name} must be a model's name, or a list of them.")
+    return target
 
 
 def _read_toml(path: Path) -> dict[str, Any]:
@@ -140,35 +169,44 @@ def _home(environ: Mapping[str, str] | None, variable: str, fallback: str, windo
     # The XDG specification: a relative path is to be ignored.
     if base and Path(base).is_absolute():
         return Path(base) / "windlass"
-    return Path(env.get("HOME") or Path.home()) / fallback / "windlass"
+    try:
+        return Path(env.get("HOME") or Path.home()) / fallback / "windlass"
+    except RuntimeError:
+        raise ConfigError("This user has no home folder.", hint="Set WINDLASS_HOME to a folder of yours.") from None
 
 
 def read_env_file(path: str | Path) -> tuple[dict[str, str], list[str]]:
     """Read a .env file that the user named; returns its variables and the names that were refused.
 
-    Lines are `NAME=value`, `# comments` and blank; one pair of quotes around a value is stripped, `export ` too. Raises
-    ConfigError for a missing or oversized file and for a line of another form, naming it.
+    Lines are `NAME=value`, `# comments` and blank; one pair of quotes around a value is stripped, `export ` too. What
+    finds programs, folders, proxies or certificates is refused. Raises ConfigError for a missing or oversized file and
+    for a line of another form, naming its number but not its text, which may be half of a key.
     """
-    path = Path(path)
     try:
-        raw = path.read_bytes()
+        with open(path, "rb") as file:
+            raw = file.read(_MAX_FILE + 1)
     except OSError as error:
         raise ConfigError(f"Cannot read the env file {path}: {error.strerror}.") from error
     if len(raw) > _MAX_FILE:
         raise ConfigError(f"The env file {path} is larger than 1 MiB.")
     out: dict[str, str] = {}
     refused: list[str] = []
-    for number, line in enumerate(raw.decode("utf-8", "replace").splitlines(), 1):
-        text = line.strip().removeprefix("export ").strip()
+    for number, line in enumerate(raw.removeprefix(b"\xef\xbb\xbf").split(b"\n"), 1):
+        try:
+            text = line.decode("utf-8").strip()
+        except UnicodeDecodeError:
+            raise ConfigError(f"{path}, line {number}: it is not UTF-8 text.") from None
         if not text or text.startswith("#"):
             continue
         name, equals, value = text.partition("=")
         name, value = name.strip(), value.strip()
-        if not equals or not name.replace("_", "a").isalnum() or name[0].isdigit():
-            raise ConfigError(f"{path}, line {number}: expected NAME=value, got {line.strip()[:60]!r}.")
+        if name.startswith(("export ", "export\t")):
+            name = name[7:].strip()
+        if not equals or not _NAME.fullmatch(name) or "\0" in value:
+            raise ConfigError(f"{path}, line {number}: expected NAME=value.")
         if len(value) >= 2 and value[0] == value[-1] and value[0] in "\"'":
             value = value[1:-1]
-        if name in _NEVER or name.startswith(_NEVER_PREFIX):
+        if _NEVER.fullmatch(name.upper()):
             refused.append(name)
         else:
             out[name] = value

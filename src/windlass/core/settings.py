@@ -38,7 +38,10 @@ SETTINGS: dict[str, Setting] = {
             "model", "str", None, "WINDLASS_MODEL", "provider:model-id, or the name of a route",
             note="A starts with ollama, E with echo; ours is the embedded model, one setting away from either",
         ),
-        _s("provider", "str", "local", "WINDLASS_PROVIDER LLM_ROUTER_PROVIDER", "the provider of a model without one"),
+        _s(
+            "provider", "str", "local", "WINDLASS_PROVIDER LLM_ROUTER_PROVIDER",
+            "the provider of a model without one; its own default model where no model is named",
+        ),
         _s(
             "max_tokens", "int", 16384, "WINDLASS_MAX_TOKENS", "output tokens per request, capped by the model",
             note="A 128 (OLLAMA_NUM_PREDICT, Ollama only) and 1024 (Claude), C 16384, E 256 and 1024: ours is C's; "
@@ -66,10 +69,11 @@ SETTINGS: dict[str, Setting] = {
         _s("max_wait", "float", 60.0, "WINDLASS_MAX_WAIT", "longest wait between attempts in seconds", note="B 60"),
         _s(
             "tool_timeout", "float", 300.0, "WINDLASS_TOOL_TIMEOUT", "seconds per tool call",
-            note="A 15 s (named, never enforced), C 30 s for the shell: ours is 300 s and 30 s for the shell",
+            note="A 15 s (named, never enforced), C 30 s for the shell: ours is 300 s, and 120 s for one shell command",
         ),
         _s("tools", "str", None, "WINDLASS_TOOLS", "tools of the command line, by name or set, with commas"),
-        _s("store", "str", None, "WINDLASS_STORE", "where sessions are kept: sqlite:PATH or memory", project=False),
+        _s("store", "str", None, "WINDLASS_STORE", "where sessions are kept: sqlite:PATH, or memory to keep "
+            "nothing; unset is sessions.db in the data folder", project=False),
         _s("home", "path", None, "WINDLASS_HOME", "folder of everything Windlass keeps", project=False),
     )
 }  # fmt: skip

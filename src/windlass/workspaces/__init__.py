@@ -1,0 +1,1 @@
+"""Where tools act: memory, local disk, sandbox, Docker, remote."""
