@@ -2,7 +2,7 @@
 
     python bench/http_client.py [--rounds 7] [--requests 2000] [--streams 20] [--events 500] [--uvloop]
 
-The upstream is a process of its own on loopback, a bare asyncio.Protocol. Only the client process's CPU time is
+"bare" is a socket read by an asyncio.Protocol without any HTTP: what the event loop alone costs. The upstream is a process of its own on loopback, a bare asyncio.Protocol. Only the client process's CPU time is
 counted. Rounds of the clients are interleaved and the median is shown, so that a noisy neighbour hits all alike.
 """
 
@@ -129,6 +129,70 @@ class Httpx:
         return total
 
 
+class BareProtocol(asyncio.Protocol):
+    """Collects bytes until they end as expected: no HTTP at all, the floor under every client on this loop."""
+
+    def __init__(self) -> None:
+        self.loop = asyncio.get_running_loop()
+        self.waiter: asyncio.Future[None] | None = None
+        self.total = 0
+        self.last = b""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self.transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        self.total += len(data)
+        self.last = data
+        if self.waiter is not None:
+            self.waiter.set_result(None)
+            self.waiter = None
+
+    async def until(self, end: bytes) -> int:
+        self.total, self.last = 0, b""
+        while not self.last.endswith(end):
+            self.waiter = self.loop.create_future()
+            await self.waiter
+        return self.total
+
+
+class Bare:
+    def __init__(self) -> None:
+        self.idle: list[BareProtocol] = []
+
+    async def ask(self, url: str, end: bytes) -> int:
+        host, _, path = url.removeprefix("http://").partition("/")
+        if self.idle:
+            protocol = self.idle.pop()
+        else:
+            name, port = host.split(":")
+            _, protocol = await asyncio.get_running_loop().create_connection(BareProtocol, name, int(port))
+        lines = "".join([f"{name}: {value}\r\n" for name, value in HEADERS.items()])
+        head = f"POST /{path} HTTP/1.1\r\nhost: {host}\r\n{lines}content-length: {len(BODY)}\r\n\r\n"
+        protocol.transport.write(head.encode() + BODY)
+        total = await protocol.until(end)
+        self.idle.append(protocol)
+        return total
+
+    async def post(self, url: str) -> None:
+        assert await self.ask(url, REPLY) == len(ANSWER)
+
+    async def stream(self, url: str) -> int:
+        events = int(url.split("/")[-2])
+        total = await self.ask(url, b"\r\n0\r\n\r\n")
+        assert total == len(STREAM_HEAD) + events * len(CHUNK) + 5
+        return events * len(EVENT)
+
+
+@asynccontextmanager
+async def bare_client() -> AsyncGenerator[Any]:
+    client = Bare()
+    yield client
+    for protocol in client.idle:
+        protocol.transport.abort()
+
+
 @asynccontextmanager
 async def windlass_client() -> AsyncGenerator[Any]:
     async with Client(proxies={}) as client:
@@ -151,6 +215,7 @@ CLIENTS: dict[str, Callable[[], AbstractAsyncContextManager[Any]]] = {
     "windlass": windlass_client,
     "aiohttp": aiohttp_client,
     "httpx": httpx_client,
+    "bare": bare_client,
 }
 
 

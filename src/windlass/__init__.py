@@ -11,7 +11,7 @@ import importlib
 _FACE = {
     "windlass.agent.agent": "Agent",
     "windlass.agent.chat": "ChatAgent",
-    "windlass.agent.dispatch": "output_bytes",
+    "windlass.agent.ledger": "output_bytes",
     "windlass.agent.hooks": "HOOKS HookContext",
     "windlass.agent.policy": "Policy Rule",
     "windlass.agent.presets": "basic coding define_preset",

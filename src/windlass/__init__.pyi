@@ -2,9 +2,9 @@
 
 from windlass.agent.agent import Agent as Agent
 from windlass.agent.chat import ChatAgent as ChatAgent
-from windlass.agent.dispatch import output_bytes as output_bytes
 from windlass.agent.hooks import HOOKS as HOOKS
 from windlass.agent.hooks import HookContext as HookContext
+from windlass.agent.ledger import output_bytes as output_bytes
 from windlass.agent.plan import AbortSignal as AbortSignal
 from windlass.agent.plan import RunResult as RunResult
 from windlass.agent.policy import Policy as Policy

@@ -1,4 +1,4 @@
-"""Windlass with its defaults: ledger in memory, loop detector on (so every call asks for another item)."""
+"""Windlass with its defaults. The loop detector is on, so every call asks for another item, of the same four letters."""
 
 from __future__ import annotations
 
@@ -43,9 +43,10 @@ class Fake:
         if self.hook:
             await call_hook(self.hook, i)
         if i < self.n:
-            text = f'{{"q": "item {i}"}}'
+            item = f"{i % 10_000:04}"
+            text = f'{{"q": "{item}"}}'
             yield ToolCallItem(0, f"c{i}", "lookup", text)
-            call = ToolCall(f"c{i}", "lookup", {"q": f"item {i}"}, text)
+            call = ToolCall(f"c{i}", "lookup", {"q": item}, text)
             yield Finish(Message("assistant", (call,)), USAGE, "tool_call")
             return
         for _ in range(self.deltas):

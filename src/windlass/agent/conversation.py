@@ -119,6 +119,11 @@ class Conversation:
             self.cost = None if cost is None or self.cost is None else self.cost + cost
 
     @property
+    def one_call(self) -> bool:
+        """True while the last answer made exactly one call, so that a response needs no id to find it."""
+        return len(self._calls) == 1
+
+    @property
     def open_calls(self) -> list[OpenCall]:
         """The calls that have no response yet."""
         return [OpenCall(call, call.id in self._started) for call in self._calls if call.id not in self._responses]
@@ -130,7 +135,7 @@ class Conversation:
             mended = self.close()
             if event.message.role == "tool":
                 return mended
-            self.add(event.message, started=event.started)
+            self.add(event.message, started=not event.deferred)
             if event.message.role == "assistant":
                 self.count(event.usage, event.cost)
             if event.source in ("steer", "follow_up", "send"):

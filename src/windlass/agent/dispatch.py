@@ -17,6 +17,7 @@ from msgspec import Struct
 from windlass.agent.behavior import Behavior
 from windlass.agent.conversation import Conversation
 from windlass.agent.hooks import Hooks
+from windlass.agent.ledger import output_bytes
 from windlass.agent.policy import Policy, call_digest
 from windlass.core import clock, json
 from windlass.core.errors import SessionError, ToolError, WindlassError
@@ -25,7 +26,7 @@ from windlass.core.messages import Blob, ResponseStatus, Text, ToolCall, ToolRes
 from windlass.core.ports import Approver, Tool, ToolResult, Workspace
 from windlass.core.schema import Validator, compile_schema
 
-__all__ = ["CANCELLED", "SKIPPED", "Bound", "Dispatcher", "ToolHost", "output_bytes"]
+__all__ = ["CANCELLED", "SKIPPED", "Bound", "Dispatcher", "ToolHost"]
 
 SKIPPED = "Skipped: steering message received"
 CANCELLED = "Cancelled: the run was stopped before this call finished; it may or may not have taken effect."
@@ -122,13 +123,6 @@ class _Answer(Struct):
     content: Content
     status: ResponseStatus = "ok"
     duration_ns: int = 0
-
-
-def output_bytes(content: Content) -> int:
-    """Count the bytes the model reads of a tool's output (reference C's toolOutputByteLength)."""
-    if isinstance(content, str):
-        return len(content) if content.isascii() else len(content.encode("utf-8", "surrogatepass"))
-    return sum([len(part.content) if isinstance(part, (Text, Blob)) else len(part.uri) for part in content])
 
 
 def _content(output: Any) -> tuple[Content, ResponseStatus]:
@@ -399,8 +393,6 @@ class Dispatcher:
     async def _write(self, call: ToolCall, answer: _Answer, ready: _Ready | None = None) -> None:
         host = self.host
         size = output_bytes(answer.content)
-        # The row leaves out what its call already says and what can be counted again.
-        kept = ToolFinished(call_id=call.id, response=answer.content, status=answer.status)
         shown = ToolFinished(
             call_id=call.id,
             name=call.name,
@@ -409,9 +401,10 @@ class Dispatcher:
             output_bytes=size,
             duration_ns=answer.duration_ns,
         )
+        call_id = "" if host.conversation.one_call else call.id
         # First the memory, then the disk: a cancellation between them must not find the call open and answer it twice.
         host.conversation.respond(ToolResponse(call.id, answer.content, answer.status))
-        await host.record([kept], [shown])
+        await host.record([ToolFinished(call_id=call_id, response=answer.content, status=answer.status)], [shown])
         if ready is not None and host.hooks.wants("tool:after"):
             await host.hooks.fire(
                 "tool:after",

@@ -11,13 +11,24 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import msgspec
+from msgspec.structs import replace
 
 from windlass.core import clock, json
 from windlass.core.errors import SessionVersionError, StoreError
-from windlass.core.events import DURABLE, EVENT_SCHEMA, Event, UnknownEvent, event_from_data
+from windlass.core.events import (
+    DURABLE,
+    EVENT_SCHEMA,
+    Event,
+    MessageAdded,
+    ToolFinished,
+    UnknownEvent,
+    event_from_data,
+)
+from windlass.core.items import parse_arguments
+from windlass.core.messages import Blob, Text, ToolCall, Uri
 from windlass.core.ports import Row, Store
 
-__all__ = ["Ledger", "event_of", "row_data"]
+__all__ = ["Ledger", "event_of", "output_bytes", "row_data", "settled"]
 
 _encode = msgspec.json.Encoder().encode
 _set = msgspec.structs.force_setattr
@@ -27,6 +38,8 @@ _PREFIX = {kind: b'{"kind":"' + str(kind.__struct_config__.tag).encode() + b'"' 
 
 def row_data(event: Event) -> bytes:
     """Return the JSON that a row keeps of an event that was not stamped yet."""
+    if type(event) is MessageAdded:
+        event = _without_arguments(event)
     try:
         data = _encode(event)
     except (UnicodeEncodeError, OverflowError):
@@ -36,6 +49,31 @@ def row_data(event: Event) -> bytes:
             data = json.dumps_stored(event)
     rest = data[len(_PREFIX[type(event)]) :]
     return b"{" + rest[1:] if rest[:1] == b"," else b"{}"
+
+
+def _without_arguments(event: MessageAdded) -> MessageAdded:
+    """Leave out arguments that their own text says too; `event_of` reads them back from it."""
+    message = event.message
+    if not any(call.arguments_text is not None and call.arguments is not None for call in message.tool_calls):
+        return event
+    parts = [
+        replace(part, arguments=None) if isinstance(part, ToolCall) and part.arguments_text is not None else part
+        for part in message.parts
+    ]
+    return replace(event, message=replace(message, parts=tuple(parts)))
+
+
+def _with_arguments(event: MessageAdded) -> MessageAdded:
+    message = event.message
+    if not any(call.arguments_text is not None for call in message.tool_calls):
+        return event
+    parts = [
+        replace(part, arguments=parse_arguments(part.arguments_text)[0])
+        if isinstance(part, ToolCall) and part.arguments_text is not None
+        else part
+        for part in message.parts
+    ]
+    return replace(event, message=replace(message, parts=tuple(parts)))
 
 
 def event_of(row: Row, *, run_id: str = "") -> Event:
@@ -56,6 +94,8 @@ def event_of(row: Row, *, run_id: str = "") -> Event:
         raise StoreError(f"Row {row.pos} ({row.kind}) cannot be read: {error}.") from error
     if isinstance(event, UnknownEvent):
         return event
+    if isinstance(event, MessageAdded):
+        event = _with_arguments(event)
     _set(event, "time", row.time)
     _set(event, "run_id", run_id)
     return event
@@ -117,12 +157,28 @@ class Ledger:
 
     @staticmethod
     def events(rows: Iterable[Row]) -> Iterable[Event]:
-        """Yield the events of rows; a run's id comes from its `run.started` row."""
+        """Yield the events of rows, with what rows leave out: run ids, and names and ids of answered calls."""
         ids: dict[int, str] = {}
+        calls: dict[str, str] = {}
         for row in rows:
             if row.kind == "run.started":
                 ids[row.pos] = str(json.loads_stored(row.data).get("run_id", ""))
-            yield event_of(row, run_id=ids.get(row.run, ""))
+            event = event_of(row, run_id=ids.get(row.run, ""))
+            if isinstance(event, MessageAdded) and event.message.role == "assistant":
+                calls = {call.id: call.name for call in event.message.tool_calls}
+            elif isinstance(event, ToolFinished):
+                if not event.call_id and len(calls) == 1:
+                    _set(event, "call_id", next(iter(calls)))
+                _set(event, "name", event.name or calls.get(event.call_id, ""))
+                _set(event, "output_bytes", event.output_bytes or output_bytes(event.response))
+            yield event
+
+
+def output_bytes(content: str | tuple[Text | Blob | Uri, ...]) -> int:
+    """Count the bytes the model reads of a tool's output (reference C's toolOutputByteLength)."""
+    if isinstance(content, str):
+        return len(content) if content.isascii() else len(content.encode("utf-8", "surrogatepass"))
+    return sum([len(part.content) if isinstance(part, (Text, Blob)) else len(part.uri) for part in content])
 
 
 async def settled(work: Any) -> Any:

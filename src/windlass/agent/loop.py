@@ -169,7 +169,7 @@ class Loop:
         model = finish.model if finish.model not in (None, self.plan.model) else None
         kept = MessageAdded(
             message=message, usage=finish.usage, cost=cost, model=model,
-            response_id=finish.response_id, started=started,
+            response_id=finish.response_id, deferred=bool(calls) and not started,
         )  # fmt: skip
         conversation.add(message, started=started)
         conversation.count(finish.usage, cost)

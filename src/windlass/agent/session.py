@@ -255,7 +255,7 @@ class Session:
                     assert isinstance(part, ToolResponse)
                     events.append(ToolFinished(call_id=part.id, response=part.response, status=part.status))
             else:
-                events.append(MessageAdded(message=message, started=True, source="import"))
+                events.append(MessageAdded(message=message, source="import"))
         await self.ledger.commit(events)
         self._fold(await self.ledger.read() if self.ledger.store is not None else events)
         return notes

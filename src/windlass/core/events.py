@@ -112,8 +112,8 @@ class TurnFinished(Event, frozen=True, tag="turn.finished"):
 class MessageAdded(Event, frozen=True, tag="message.added"):
     """A message became part of the conversation.
 
-    An assistant message carries what it used. `started` says that all of its tool calls were started in the same
-    commit; where it is false, each start is a `tool.started` row of its own, and a call without one was never run.
+    An assistant message carries what it used. Its tool calls are started in the same commit, unless `deferred`: then
+    each start is a `tool.started` row of its own, and a call without one was never run.
     `source` tells a person's words from the program's own: prompt, steer, follow_up, model, loop, notice, repair.
     """
 
@@ -122,7 +122,7 @@ class MessageAdded(Event, frozen=True, tag="message.added"):
     cost: int | None = None
     model: str | None = None
     response_id: str | None = None
-    started: bool = False
+    deferred: bool = False
     source: str = "model"
 
 
@@ -167,10 +167,11 @@ class ToolProgress(Event, frozen=True, tag="tool.progress"):
 class ToolFinished(Event, frozen=True, tag="tool.finished"):
     """A tool call has its response; this event is the response's one record.
 
-    `output_bytes` counts what the model reads, `duration_ns` the tool's own time.
+    `output_bytes` counts what the model reads, `duration_ns` the tool's own time. A row leaves out the name, and the
+    id where the message made one call only; reading a ledger puts both back.
     """
 
-    call_id: str
+    call_id: str = ""
     name: str = ""
     response: str | tuple[Text | Blob | Uri, ...] = ""
     status: ResponseStatus = "ok"

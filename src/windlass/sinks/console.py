@@ -50,7 +50,7 @@ class Console:
     """A sink for people: text deltas to `out`, one line for everything else to `err`.
 
     `color` is used on `err` only; `verbose` shows tool results and reasoning; `verbatim` shows tool results whole, for
-    a model whose own words about them are not to be relied on.
+    a model whose own words about them are not to be relied on. What made a run fail is left to whoever awaits the run.
     """
 
     def __init__(
@@ -65,30 +65,37 @@ class Console:
     ) -> None:
         self.out, self.err = out or sys.stdout, err or sys.stderr
         self.color, self.verbose, self.verbatim, self.show_text = color, verbose, verbatim, show_text
-        self._open_line = False
+        #: The stream whose last line has no end yet.
+        self._open: TextIO | None = None
 
     def __call__(self, event: Event) -> None:
         """Take one event."""
         if isinstance(event, TextDelta):
             if self.show_text and event.parent_run_id is None:
-                self.out.write(strip_escapes(event.text))
-                self.out.flush()
-                self._open_line = not event.text.endswith("\n")
+                self._write(self.out, strip_escapes(event.text))
         elif isinstance(event, ReasoningDelta):
             if self.verbose:
-                self.err.write(self._style(strip_escapes(event.text), _DIM))
+                self._write(self.err, strip_escapes(event.text))
         elif (line := self._line(event)) is not None:
             self._end_line()
             self.err.write(line + "\n")
             self.err.flush()
-        elif isinstance(event, MessageAdded) and event.message.role == "assistant":
+        elif isinstance(event, (MessageAdded, RunFinished)):
             self._end_line()
 
+    def _write(self, stream: TextIO, text: str) -> None:
+        if self._open is not stream:
+            self._end_line()
+        if text:
+            stream.write(self._style(text, _DIM) if stream is self.err else text)
+            stream.flush()
+            self._open = None if text.endswith("\n") else stream
+
     def _end_line(self) -> None:
-        if self._open_line:
-            self.out.write("\n")
-            self.out.flush()
-            self._open_line = False
+        if self._open is not None:
+            self._open.write("\n")
+            self._open.flush()
+            self._open = None
 
     def _style(self, text: str, code: str) -> str:
         return f"{code}{text}{_RESET}" if self.color else text
@@ -106,14 +113,14 @@ class Console:
             return self._style(f"! {_safe(event.message)}{wait}", _RED)
         if isinstance(event, Log):
             return self._style(f"! {_safe(event.message)}", _RED if event.level in ("warning", "error") else _DIM)
-        if isinstance(event, PermissionResolved):
+        if isinstance(event, PermissionResolved) and not event.outcome.startswith("allow"):
             return self._style(f"  {event.outcome.replace('_', ' ')}", _DIM)
         if isinstance(event, BudgetExceeded):
             return self._style(f"! limit reached: {event.what} ({event.used} of {event.limit})", _RED)
         if isinstance(event, StepStarted):
             total = f"/{event.total}" if event.total else ""
             return self._style(f"[{event.name} {event.index}{total}]", _DIM)
-        if isinstance(event, RunFinished) and event.parent_run_id is None:
+        if isinstance(event, RunFinished) and event.parent_run_id is None and event.error is None:
             return self._end(event)
         return None
 
@@ -131,9 +138,8 @@ class Console:
     def _end(self, event: RunFinished) -> str:
         usage = event.usage
         cost = "" if event.cost is None else f", {format_cost(event.cost)}"
-        counts = f"{usage.input_tokens} in / {usage.output_tokens} out{cost}, {event.turns} turns"
-        if event.error is not None:
-            return self._style(f"✗ {_safe(str(event.error.get('message', '')))}", _RED)
+        turns = f"{event.turns} turn{'' if event.turns == 1 else 's'}"
+        counts = f"{usage.input_tokens} in / {usage.output_tokens} out{cost}, {turns}"
         return self._style(f"[{event.stop_reason}: {counts}]", _DIM)
 
 

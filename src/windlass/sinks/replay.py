@@ -42,8 +42,8 @@ class ReplayProvider:
 
     `events` are those of one run or session, from a recording or a ledger (whose deltas are one per part).
     `check=False` answers whatever is asked. Recorded tool results are used through `hooks()`, which a caller gives to
-    the agent; without them the tools really run again. Raises ReplayMismatch in the stream when a request differs, naming the
-    first difference, and when more is asked than was recorded.
+    the agent; without them the tools really run again. Raises ReplayMismatch in the stream when a request differs,
+    naming the first difference, and when more is asked than was recorded.
     """
 
     def __init__(self, events: Iterable[Event], *, name: str = "replay", model: str = "recorded", check: bool = True):

@@ -20,7 +20,9 @@ __all__ = ["ScriptedProvider", "call", "turn"]
 
 #: What one request is answered with: text; a message; a call or several; stream items (a Finish among them, or one is
 #: made); an exception to raise; or a function of the request (async or not) that returns one of these.
-Step: TypeAlias = "str | Message | ToolCall | BaseException | Iterable[Item | ToolCall | BaseException] | Callable[..., Any]"
+Step: TypeAlias = (
+    "str | Message | ToolCall | BaseException | Iterable[Item | ToolCall | BaseException] | Callable[..., Any]"
+)
 _WORDS = re.compile(r"\S+\s*|\s+")
 _USAGE = Usage(10, 5)
 

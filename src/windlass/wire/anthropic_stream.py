@@ -83,6 +83,7 @@ class AnthropicStreamDecoder:
         self._usage: dict[str, Any] = {}
         self._text: list[str] = []
         self._calls = 0
+        self._ids: set[str] = set()
         self._done = False
         self._sniffed = False
         self._plain: bytearray | None = None
@@ -183,10 +184,12 @@ class AnthropicStreamDecoder:
 
     def _start(self, index: int, start: dict[str, Any], out: list[Item]) -> None:
         kind = start.get("type")
+        if kind == "tool_use":
+            start = {**start, "id": self._new_id(as_str(start.get("id")))}
         block = self._blocks[index] = _Block(start, self._calls)
         if kind == "tool_use":
             self._calls += 1
-            out.append(ToolCallItem(block.call, as_str(start.get("id")) or None, as_str(start.get("name")) or None))
+            out.append(ToolCallItem(block.call, start["id"], as_str(start.get("name")) or None))
         elif kind == "redacted_thinking":
             out.append(ReasoningItem("", {KEY: {"redacted_data": as_str(start.get("data"))}}))
         elif kind == "text":
@@ -194,6 +197,15 @@ class AnthropicStreamDecoder:
         elif kind == "thinking":
             self._piece(block, ReasoningItem(as_str(start.get("thinking"))), out)
             self._sign(block, as_str(start.get("signature")), out)
+
+    def _new_id(self, call_id: str) -> str:
+        # A call whose id is missing or another's could not be answered.
+        number = self._calls
+        while not call_id or call_id in self._ids:
+            call_id = f"call_{number}"
+            number += 1
+        self._ids.add(call_id)
+        return call_id
 
     def _piece(self, block: _Block, item: TextItem | ReasoningItem, out: list[Item]) -> None:
         if item.text:

@@ -14,8 +14,8 @@ __all__ = ["main"]
 
 def main(name: str, args: list[str]) -> int:
     """Run the command."""
-    parser = Parser(name, 'Print a completion script: eval "$(windlass completion bash)".')
-    parser.add_argument("shell", choices=("bash", "zsh", "fish"))
+    parser = Parser(f"windlass {name}", 'Print a completion script: eval "$(windlass completion bash)".', "SHELL")
+    parser.add_argument("shell", metavar="SHELL", choices=("bash", "zsh", "fish"), help="bash, zsh or fish")
     sys.stdout.write(script(parser.parse_args(args).shell))
     return OK
 
@@ -23,7 +23,7 @@ def main(name: str, args: list[str]) -> int:
 def script(shell: str) -> str:
     """Return the script of a shell."""
     commands = " ".join(COMMANDS)
-    options = " ".join(_options(run_parser("run")))
+    options = " ".join(_options(run_parser("run", "")))
     if shell == "fish":
         lines = [
             f"complete -c windlass -n __fish_use_subcommand -a {name} -d '{line}'"

@@ -25,7 +25,7 @@ _EXTRAS = {"local": "xllamacpp", "regex": "re2", "uvloop": "uvloop"}
 
 def main(name: str, args: list[str]) -> int:
     """Run the command; the exit code is 1 when something is broken."""
-    Parser(name, "Check this installation.").parse_args(args)
+    Parser(f"windlass {name}", "Check this installation.").parse_args(args)
     config = configure()
     bad = False
     for what, good, text in _checks(config):

@@ -17,7 +17,7 @@ def main(name: str, args: list[str]) -> int:
 
 
 def _tools(args: list[str]) -> int:
-    parser = Parser("tools", "List the built-in tools and toolsets.")
+    parser = Parser("windlass tools", "List the built-in tools and toolsets.")
     parser.add_argument("--json", action="store_true", help="whole definitions, as a model gets them")
     options = parser.parse_args(args)
     for name in registry.names("tools"):
@@ -35,10 +35,10 @@ def _tools(args: list[str]) -> int:
 
 
 def _config(args: list[str]) -> int:
-    parser = Parser("config", "Show every setting; keys are never shown.")
+    parser = Parser("windlass config", "Show every setting; keys are never shown.")
     parser.add_argument("--origins", action="store_true", help="where each value comes from")
     parser.add_argument("--defaults", action="store_true", help="defaults, and where the reference documents disagree")
-    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--json", action="store_true", help="one JSON object a line")
     options = parser.parse_args(args)
     if options.defaults:
         sys.stdout.write(defaults_page())

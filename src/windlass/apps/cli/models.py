@@ -16,9 +16,9 @@ __all__ = ["main"]
 
 def main(name: str, args: list[str]) -> int:
     """Run the command."""
-    parser = Parser(name, "List providers; with a PROVIDER, ask it for its models.")
-    parser.add_argument("provider", nargs="?", help="ask this provider")
-    parser.add_argument("--json", action="store_true")
+    parser = Parser(f"windlass {name}", "List providers; with a PROVIDER, ask it for its models.", "[PROVIDER]")
+    parser.add_argument("provider", nargs="?", metavar="PROVIDER", help="ask this provider")
+    parser.add_argument("--json", action="store_true", help="one JSON object a line")
     options = parser.parse_args(args)
     config = configure()
     if options.provider is not None:

@@ -9,48 +9,77 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from windlass.apps.cli.common import Parser, read_text
+from windlass.apps.cli.common import Parser, configure, plain, read_text
 from windlass.core import json
 from windlass.core.attachments import blob
-from windlass.core.errors import ConfigError
+from windlass.core.config import Config
+from windlass.core.errors import ConfigError, UnsupportedInputError
 from windlass.core.messages import Blob
 
-__all__ = ["behavior_of", "images_of", "prompt_of", "run_parser", "schema_of_option"]
+__all__ = ["behavior_of", "configuration_of", "images_of", "prompt_of", "run_parser", "schema_of_option"]
 
 #: How much piped text is taken as context.
 MAX_STDIN = 8 << 20
+#: How large an attachment may be.
+MAX_ATTACHMENT = 64 << 20
 
 
-def run_parser(command: str) -> Parser:
+def run_parser(command: str, description: str) -> Parser:
     """Build the parser of `windlass run` (and of `windlass agent`, which has the same options)."""
-    parser = Parser(command, "Run a prompt. Text piped in is added to it as context.")
-    add = parser.add_argument
-    add("prompt_words", nargs="*", metavar="PROMPT", help="what to do")
-    add("--prompt", help="the same as PROMPT; starts a loop until DONE (reference A)")
-    add("--message", help="the same as PROMPT")
-    add("-m", "--model", help="provider:model-id, a provider, or the name of a route")
-    add("--provider", help="a provider, with its own default model")
-    add("--system", help="the system text")
-    add("--workspace", metavar="DIR", help="the folder the tools act in (default: this one)")
-    add("--memory-files", metavar="PATH", action="append", help="load files or folders; nothing is written to disk")
-    add("--tools", help="tools or sets, with commas: files, basic, none, …")
-    add("--yes", action="store_true", help="allow every call of the chosen tools without asking")
-    add("--session", metavar="ID", help="continue this session, or start it")
-    add("-c", "--continue", dest="continue_", action="store_true", help="continue the last session of this folder")
-    add("-r", "--resume", metavar="ID", nargs="?", const="", help="continue a session (the last one without an ID)")
+    parser = Parser(f"windlass {command}", description, "[PROMPT ...]")
+    parser.add_argument("prompt_words", nargs="*", metavar="PROMPT", help="what to do; after -- it may start with -")
+    _asking_options(parser)
+    _tool_options(parser)
+    _session_options(parser)
+    _output_options(parser)
+    return parser
+
+
+def _asking_options(parser: Parser) -> None:
+    add = parser.add_argument_group("what is asked, and of whom").add_argument
+    add("--prompt", metavar="TEXT", help="the same as PROMPT, and asks again until DONE (reference A)")
+    add("--message", metavar="TEXT", help="the same as PROMPT (reference E)")
+    add("--image", metavar="FILE", action="append", default=[], help="attach an image, a PDF or a text file")
+    add("-m", "--model", type=plain, metavar="MODEL", help="provider:model-id, a provider, or the name of a route")
+    add("--provider", type=plain, metavar="NAME", help="the provider of a model without one")
+    add("--system", metavar="TEXT", help="the system text")
+    add("--thinking", choices=("off", "minimal", "low", "medium", "high", "adaptive"), help="how much it may reason")
+    add("--schema", metavar="FILE", help="answer as JSON of this JSON Schema (a file, or the schema itself)")
     add("--until", metavar="MARKER", help="ask again until the answer contains MARKER")
-    add("--max-turns", type=int, help="model requests; with a loop: iterations")
+    add("--max-turns", type=int, metavar="N", help="model requests; with a loop: iterations")
     add("--loop-mode", choices=("basic", "agent"), help="ask again after each answer")
     add("--agent-loop", action="store_true", help="the same as --loop-mode agent")
-    add("--schema", metavar="FILE", help="answer as JSON of this JSON Schema (a file, or the schema itself)")
-    add("--thinking", choices=("off", "minimal", "low", "medium", "high", "adaptive"))
-    add("--image", metavar="FILE", action="append", default=[], help="attach an image, a PDF or a text file")
-    add("--output", choices=("text", "json", "stream-json"), default="text")
-    add("--record", metavar="FILE", help="write every event to FILE, for windlass replay")
     add("--use-env", action="store_true", help="read provider variables from ./.env")
     add("--env-file", metavar="FILE", help="read provider variables from FILE")
+
+
+def _tool_options(parser: Parser) -> None:
+    add = parser.add_argument_group("what it may do").add_argument
+    add("--tools", metavar="NAMES", help="tools or sets, with commas: files, basic, none, ...")
+    add("--yes", action="store_true", help="allow every call of these tools without asking")
+    add("--workspace", metavar="DIR", help="the folder the tools act in (default: this one)")
+    add("--memory-files", metavar="PATH", action="append", help="act on a copy of these files or folders in memory")
+
+
+def _session_options(parser: Parser) -> None:
+    add = parser.add_argument_group("which conversation").add_mutually_exclusive_group().add_argument
+    add("-c", "--continue", dest="continue_", action="store_true", help="continue the last session of this folder")
+    add("-r", "--resume", metavar="ID", nargs="?", const="", help="continue a session (the last one without an ID)")
+    add("--session", type=plain, metavar="ID", help="continue this session, or start it")
+
+
+def _output_options(parser: Parser) -> None:
+    add = parser.add_argument_group("what is shown and kept").add_argument
+    add("--output", choices=("text", "json", "stream-json"), default="text", help="what stdout gets")
+    add("--record", metavar="FILE", help="write every event to FILE, for windlass replay")
     add("-v", "--verbose", action="store_true", help="show reasoning and whole tool results")
-    return parser
+
+
+def configuration_of(options: argparse.Namespace) -> Config:
+    """Read the configuration under the options; a provider that is named with no model brings its own."""
+    env_file = options.env_file or (".env" if options.use_env else None)
+    model = options.model or options.provider
+    return configure({"model": model, "provider": options.provider, "tools": options.tools}, env_file)
 
 
 def prompt_of(options: argparse.Namespace, parser: Parser) -> str | None:
@@ -80,7 +109,7 @@ def _piped() -> str:
     return raw.decode("utf-8", "replace").strip()
 
 
-def behavior_of(options: argparse.Namespace, config: Any) -> dict[str, Any]:
+def behavior_of(options: argparse.Namespace, config: Config) -> dict[str, Any]:
     """Return the behavior that options and configuration ask for.
 
     `--until`, `--loop-mode`, `--agent-loop` and reference A's `--prompt` start a loop, whose iterations `--max-turns`
@@ -94,10 +123,10 @@ def behavior_of(options: argparse.Namespace, config: Any) -> dict[str, Any]:
     mode = "agent" if options.agent_loop else options.loop_mode
     if mode or options.until or options.prompt:
         out["loop_mode"] = mode or "basic"
-        out["loop_max_turns"] = options.max_turns or config.get("loop_max_turns")
+        out["loop_max_turns"] = config.get("loop_max_turns") if options.max_turns is None else options.max_turns
         if options.until:
             out["loop_until"] = options.until
-    elif options.max_turns:
+    elif options.max_turns is not None:
         out["max_turns"] = options.max_turns
     if options.thinking:
         out["thinking"] = options.thinking
@@ -120,12 +149,19 @@ def schema_of_option(text: str) -> dict[str, Any]:
 
 
 def images_of(paths: list[str]) -> list[Blob]:
-    """Read attachments. Raises ConfigError or UnsupportedInputError naming the file."""
+    """Read attachments. Raises ConfigError naming the file."""
     out: list[Blob] = []
     for path in paths:
         try:
-            data = Path(path).read_bytes()
+            with open(path, "rb") as file:
+                data = file.read(MAX_ATTACHMENT + 1)
         except OSError as error:
             raise ConfigError(f"Cannot read the attachment {path}: {error.strerror}.") from error
-        out.append(blob(data, filename=Path(path).name))
+        if len(data) > MAX_ATTACHMENT:
+            raise ConfigError(f"The attachment {path} is larger than {MAX_ATTACHMENT >> 20} MiB.")
+        try:
+            out.append(blob(data, filename=Path(path).name))
+        except UnsupportedInputError as error:
+            # No provider was asked: it is what the user named that does not fit.
+            raise ConfigError(error.message, hint=error.hint) from None
     return out

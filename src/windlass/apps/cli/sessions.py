@@ -9,10 +9,9 @@ from windlass.agent.agent import Agent
 from windlass.agent.conversation import Conversation
 from windlass.agent.ledger import Ledger
 from windlass.agent.session import Session
-from windlass.apps.cli.common import OK, Parser, configure, open_store, run_async
+from windlass.apps.cli.common import OK, Parser, configure, known_session, open_store, plain, run_async, say
 from windlass.core import clock, json, registry
 from windlass.core.config import Config
-from windlass.core.errors import SessionNotFound, UnknownNameError
 from windlass.core.messages import Reasoning, Text, ToolCall, ToolResponse, response_text
 from windlass.core.ports import Store
 from windlass.core.text import strip_escapes
@@ -22,20 +21,28 @@ __all__ = ["main"]
 
 def main(name: str, args: list[str]) -> int:
     """Run the command."""
-    parser = Parser(name, "List, show, fork, export and delete kept conversations.")
-    verbs = parser.add_subparsers(dest="verb", required=True, parser_class=argparse.ArgumentParser)
-    listing = verbs.add_parser("list", help="newest first")
-    listing.add_argument("--json", action="store_true")
-    listing.add_argument("--limit", type=int, default=50)
-    for verb, text in (("show", "the conversation"), ("export", "every row as JSONL"), ("delete", "remove for good")):
-        verbs.add_parser(verb, help=text).add_argument("id")
-    fork = verbs.add_parser("fork", help="a new session that shares the rows so far")
-    fork.add_argument("id")
-    fork.add_argument("--turn", type=int, help="share up to and with this answer (1 is the first)")
-    fork.add_argument("--as", dest="new_id", help="the new session's id")
+    parser = sessions_parser(name)
     options = parser.parse_args(args)
     config = configure()
     return run_async(lambda: _main(options, config))
+
+
+def sessions_parser(name: str) -> Parser:
+    """Build the parser."""
+    parser = Parser(f"windlass {name}", "List, show, fork, export and delete kept conversations.", "VERB ...")
+    verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True, prog=f"windlass {name}")
+    listing = verbs.add_parser("list", help="newest first", description="List sessions, newest first.")
+    listing.add_argument("--json", action="store_true", help="one JSON object a line")
+    listing.add_argument("--limit", type=int, default=50, metavar="N", help="at most so many (default: 50)")
+    for verb, text in (("show", "the conversation"), ("export", "every row as JSONL"), ("delete", "remove for good")):
+        each = verbs.add_parser(verb, help=text, description=f"{verb.title()} a session: {text}.", arguments="ID")
+        each.add_argument("id", metavar="ID", help="the session, as windlass sessions list shows it")
+    text = "a new session that shares the rows so far"
+    fork = verbs.add_parser("fork", help=text, description=f"Fork a session: {text}.", arguments="ID")
+    fork.add_argument("id", metavar="ID", help="the session to start from")
+    fork.add_argument("--turn", type=int, metavar="N", help="share up to and with this answer (1 is the first)")
+    fork.add_argument("--as", dest="new_id", type=plain, metavar="ID", help="the new session's id")
+    return parser
 
 
 async def _main(options: argparse.Namespace, config: Config) -> int:
@@ -43,7 +50,7 @@ async def _main(options: argparse.Namespace, config: Config) -> int:
     try:
         if options.verb == "list":
             return await _list(store, options)
-        await _must_exist(store, options.id)
+        await known_session(store, options.id)
         if options.verb == "show":
             return await _show(store, options.id)
         if options.verb == "export":
@@ -53,6 +60,7 @@ async def _main(options: argparse.Namespace, config: Config) -> int:
             sys.stdout.buffer.flush()
         elif options.verb == "delete":
             await store.delete(options.id)
+            say(f"Deleted {options.id}.")
         else:
             session = Session(Agent("echo", config=config), options.id, store)
             at = None if options.turn is None else await session.turn_position(options.turn)
@@ -60,13 +68,6 @@ async def _main(options: argparse.Namespace, config: Config) -> int:
         return OK
     finally:
         await store.close()
-
-
-async def _must_exist(store: Store, wanted: str) -> None:
-    known = [info.id for info in await store.list()]
-    if wanted not in known:
-        near = UnknownNameError("session", wanted, known)
-        raise SessionNotFound(near.message, hint=near.hint)
 
 
 async def _list(store: Store, options: argparse.Namespace) -> int:

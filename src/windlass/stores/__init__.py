@@ -1,0 +1,1 @@
+"""Where sessions, checkpoints and vectors are kept."""

@@ -1,0 +1,1 @@
+"""Public fakes and conformance kits: scripted provider, fake clock, fault server, conformance kits."""
