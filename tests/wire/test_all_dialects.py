@@ -302,6 +302,14 @@ def test_the_checks_find_broken_pairs(dialect: Dialect, check: Check, broken: li
     assert check(json.loads(body_of(dialect, broken))) != []
 
 
+def test_the_checks_find_results_that_do_not_come_first() -> None:
+    call = {"role": "assistant", "content": [{"type": "tool_use", "id": "c", "name": "look", "input": {}}]}
+    blocks = [{"type": "tool_result", "tool_use_id": "c", "content": "r"}, {"type": "text", "text": "y"}]
+    for ordered, problems in ((blocks, []), (blocks[::-1], ["messages[2]: tool results must come first"])):
+        messages = [{"role": "user", "content": "x"}, call, {"role": "user", "content": ordered}]
+        assert check_anthropic({"max_tokens": 1, "messages": messages}) == problems
+
+
 @pytest.mark.parametrize(
     ("check", "row"),
     [

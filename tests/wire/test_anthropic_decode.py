@@ -186,7 +186,7 @@ junk = st.recursive(
         junk,
     )
 )
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 def test_fuzzed_requests_raise_only_our_errors(body: dict[str, Any]) -> None:
     try:
         got = DIALECT.decode_request(json.dumps({"model": "m", **body}).encode())

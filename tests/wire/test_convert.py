@@ -175,7 +175,7 @@ def test_what_a_form_cannot_hold_is_refused() -> None:
 
 
 @given(conversations(media=images))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=30, deadline=None)
 def test_there_and_back(messages: list[Message]) -> None:
     """Keep every text, call, result and image, whichever form lies between."""
     body: dict[str, Any] = {"messages": to_anthropic(messages), "max_tokens": 1}

@@ -211,7 +211,7 @@ results = st.one_of(clean_text, st.tuples(st.builds(Text, clean_text), images))
     st.sampled_from([None, "off", "adaptive"]),
     st.booleans(),
 )
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=30, deadline=None)
 def test_decode_encode_is_identity(
     messages: list[Message], system: str | None, choice: str, thinking: Any, stream: bool
 ) -> None:

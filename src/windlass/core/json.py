@@ -17,6 +17,7 @@ __all__ = ["JsonError", "dumps", "dumps_stored", "loads", "loads_stored"]
 
 MARK = "\ue0f5"
 _BAD = re.compile(f"[\ud800-\udfff\x00{MARK}]")
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _ESCAPED = re.compile(f"{MARK}(?:{MARK}|x([0-9a-f]{{4}}))")
 _BIG = re.compile(f"{MARK}i(-?[0-9]+)")
 _MARK_BYTES = MARK.encode()
@@ -79,7 +80,7 @@ def dumps(value: Any) -> bytes:
 
 def _for_peer(value: Any) -> Any:
     if isinstance(value, str):
-        return value.encode("utf-8", "replace").decode() if _BAD.search(value) else value
+        return _SURROGATE.sub("\ufffd", value)
     if isinstance(value, bool) or value is None:
         return value
     if isinstance(value, int):

@@ -123,7 +123,12 @@ class RemoteProvider:
         text: list[str] = []
         try:
             exchange = self.client.stream(
-                "POST", self.url, headers=self.headers, body=body, timeouts=self._limits(request), idle_on="progress"
+                "POST",
+                self.url,
+                headers=self._headers(request),
+                body=body,
+                timeouts=self._limits(request),
+                idle_on="progress",
             )
             async with exchange as response:
                 whole = await self._head(response, request)
@@ -169,6 +174,12 @@ class RemoteProvider:
         if self._extra:
             settings = replace(settings, extra={**self._extra, **settings.extra})
         return request if settings is request.settings else replace(request, settings=settings)
+
+    def _headers(self, request: Request) -> dict[str, str]:
+        fields: dict[str, str] = getattr(self.dialect, "header_fields", {})
+        extra = request.settings.extra
+        asked = {header: ",".join(extra[field]) for field, header in fields.items() if extra.get(field)}
+        return {**self.headers, **asked} if asked else self.headers
 
     def _limits(self, request: Request) -> Timeouts:
         budget = request.budget

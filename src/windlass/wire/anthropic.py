@@ -39,6 +39,9 @@ class AnthropicMessages:
 
     name: ClassVar[str] = KEY
 
+    #: Fields of `settings.extra` that travel as a header, joined by commas.
+    header_fields: ClassVar[dict[str, str]] = {"betas": "anthropic-beta"}
+
     def encode_request(self, request: Request, caps: Capabilities, *, stream: bool) -> bytes:
         """Return the body: closed turns from `request.encoded`, the rest encoded now, `settings.extra` merged last.
 
