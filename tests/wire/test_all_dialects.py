@@ -58,7 +58,7 @@ def body_of(dialect: Dialect, messages: list[Message], *, encoded: EncodingCache
 def carried(value: Any) -> Any:
     """Return a value as JSON can carry it: no lone surrogates, no integers past 64 bits."""
     if isinstance(value, str):
-        return value.encode("utf-8", "replace").decode()
+        return "".join(["\ufffd" if "\ud800" <= character <= "\udfff" else character for character in value])
     if isinstance(value, bool) or not isinstance(value, (int, list, dict)):
         return value
     if isinstance(value, int):
