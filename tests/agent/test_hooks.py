@@ -380,7 +380,7 @@ async def test_capabilities_bring_tools_text_and_hooks() -> None:
 def test_presets() -> None:
     mine = define_preset(**basic, system="mine")
     agent = Agent(ScriptedProvider(), **mine)
-    assert [name for name, _ in agent.tools][:3] == ["shell", "read_file", "write_file"] and agent.system == "mine"
+    assert list(agent.tools)[:3] == ["shell", "read_file", "write_file"] and agent.system == "mine"
     with pytest.raises(ConfigError, match="modle"):
         define_preset(modle="x")
     with pytest.raises(UnknownNameError, match="files"):

@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 from windlass.agent.behavior import BehaviorOptions, behavior
+from windlass.agent.bound import Bound
 from windlass.agent.hooks import Handler, Hooks
 from windlass.agent.loop import Loop
 from windlass.agent.plan import AbortSignal, RunPlan, RunResult
@@ -81,12 +82,13 @@ class Agent:
         self.config = config
         self.provider, self.model, self.model_name = registry.model(model, config)
         self.tool_aliases = dict(tool_aliases or {})
-        self.tools: tuple[tuple[str, Tool], ...] = self._named(resolve_tools(tools))
+        #: What the model may call, by the name it sees.
+        self.tools = self._bound(resolve_tools(tools))
         self.workspace: Workspace | None = registry.make("workspaces", workspace)
         self.capabilities = tuple(capabilities)
         self._to_open = list(capabilities)
         self.options: dict[str, Any] = {**(behavior or {}), **behaviors}
-        _behavior(self.options)
+        self.behavior = _behavior(self.options)
         self.sinks: list[Sink] = list(sinks)
         self.policy = policy or Policy()
         self.approver = approver
@@ -100,14 +102,14 @@ class Agent:
                 self.hooks.add(hook, handler)
         self._session: Session | None = None
 
-    def _named(self, tools: Sequence[Tool]) -> tuple[tuple[str, Tool], ...]:
-        named: dict[str, Tool] = {}
+    def _bound(self, tools: Sequence[Tool]) -> Mapping[str, Bound]:
+        bound: dict[str, Bound] = {}
         for tool in tools:
             name = self.tool_aliases.get(tool.spec.name, tool.spec.name)
-            if name in named:
+            if name in bound:
                 raise ConfigError(f"Two tools are called {name!r}.", hint="Rename one, or give it an alias.")
-            named[name] = tool
-        return tuple(named.items())
+            bound[name] = Bound(tool, name)
+        return bound
 
     # -- running ---------------------------------------------------------------------------------------------------
 
@@ -250,7 +252,7 @@ class Agent:
         provider, model, model_name = self.provider, self.model, self.model_name
         if (asked := given.get("model")) is not None:
             provider, model, model_name = registry.model(asked, self.config)
-        tools = self.tools if given.get("tools") is None else self._named(resolve_tools(given["tools"]))
+        tools = self.tools if given.get("tools") is None else self._bound(resolve_tools(given["tools"]))
         system = given.get("system")
         if system is None:
             system = self.system if self.system is not None else DEFAULT_SYSTEM
@@ -261,7 +263,7 @@ class Agent:
             system=system,
             prompt=prompt_parts(prompt, given.get("images", ())),
             tools=tools,
-            behavior=_behavior(self.options, layered),
+            behavior=_behavior(self.options, layered) if layered else self.behavior,
             hooks=self.hooks.extended(given.get("hooks")),
             conversation=session.conversation,
             ledger=session.ledger,

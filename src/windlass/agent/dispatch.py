@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import difflib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
-import msgspec
 from msgspec import Struct
 
 from windlass.agent.behavior import Behavior
+from windlass.agent.bound import Bound
 from windlass.agent.conversation import Conversation
 from windlass.agent.hooks import Hooks
 from windlass.agent.ledger import output_bytes
@@ -23,10 +23,9 @@ from windlass.core import clock, json
 from windlass.core.errors import SessionError, ToolError, WindlassError
 from windlass.core.events import Event, PermissionRequested, PermissionResolved, ToolFinished, ToolProgress, ToolStarted
 from windlass.core.messages import Blob, ResponseStatus, Text, ToolCall, ToolResponse, Uri
-from windlass.core.ports import Approver, Tool, ToolResult, Workspace
-from windlass.core.schema import Validator, compile_schema
+from windlass.core.ports import Approver, ToolResult, Workspace
 
-__all__ = ["CANCELLED", "SKIPPED", "Bound", "Dispatcher", "ToolHost"]
+__all__ = ["CANCELLED", "SKIPPED", "Dispatcher", "ToolHost"]
 
 SKIPPED = "Skipped: steering message received"
 CANCELLED = "Cancelled: the run was stopped before this call finished; it may or may not have taken effect."
@@ -34,18 +33,6 @@ NOT_RUN = "Not run: the answer was cut off before this call was complete. Make t
 CUT_OFF = "Outcome unknown: the tool passed its deadline of {:g} s and could not be stopped. Check the state."
 
 Content = str | tuple[Text | Blob | Uri, ...]
-
-
-class Bound:
-    """A tool as one run offers it: its name on the wire and its compiled schema."""
-
-    __slots__ = ("name", "spec", "tool", "validator")
-
-    def __init__(self, tool: Tool, name: str | None = None) -> None:
-        self.tool = tool
-        self.name = name or tool.spec.name
-        self.spec = tool.spec if self.name == tool.spec.name else msgspec.structs.replace(tool.spec, name=self.name)
-        self.validator: Validator = compile_schema(tool.spec.input_schema)
 
 
 class ToolHost(Protocol):
@@ -148,7 +135,7 @@ class Dispatcher:
 
     __slots__ = ("host", "tools")
 
-    def __init__(self, host: ToolHost, tools: dict[str, Bound]) -> None:
+    def __init__(self, host: ToolHost, tools: Mapping[str, Bound]) -> None:
         self.host, self.tools = host, tools
 
     def starts_at_once(self, calls: Sequence[ToolCall]) -> bool:

@@ -11,7 +11,7 @@ from typing import Any
 
 from windlass.agent.answer import Answer
 from windlass.agent.detector import EMPTY_NUDGE, LOOP_NUDGE, LoopDetector
-from windlass.agent.dispatch import Bound, Dispatcher
+from windlass.agent.dispatch import Dispatcher
 from windlass.agent.lifecycle import begin_run, end_run
 from windlass.agent.modes import Iterations
 from windlass.agent.output import FINAL_TOOL
@@ -79,7 +79,8 @@ class Loop:
         self.retries_left = mode.stream_retries
         self.turn_in_iteration = 0
         self.wanted = wanted_output(plan)
-        self.tools = {name: Bound(tool, name) for name, tool in plan.tools}
+        # Capabilities bring tools while it runs; without any, the agent's own mapping serves all its runs.
+        self.tools = dict(plan.tools) if plan.capabilities else plan.tools
         self.dispatcher = Dispatcher(run, self.tools)
         self.prepare = Preparation(run, self.tools, self.wanted, self.iterations)
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from decimal import Decimal
 from typing import Any
 
 from msgspec import Struct, field
 
 from windlass.agent.behavior import Behavior
+from windlass.agent.bound import Bound
 from windlass.agent.conversation import Conversation
 from windlass.agent.hooks import Hooks
 from windlass.agent.ledger import Ledger
@@ -16,7 +17,7 @@ from windlass.agent.policy import Policy
 from windlass.agent.stats import RunStats
 from windlass.core.events import StopReason
 from windlass.core.messages import Message, Part
-from windlass.core.ports import Approver, Capability, Provider, Sink, Tool, Workspace
+from windlass.core.ports import Approver, Capability, Provider, Sink, Workspace
 from windlass.core.usage import NANO, Usage
 
 __all__ = ["AbortSignal", "RunPlan", "RunResult"]
@@ -60,7 +61,7 @@ class RunPlan(Struct, frozen=True, kw_only=True):
     model_name: str
     system: str
     prompt: tuple[Part, ...] | None
-    tools: tuple[tuple[str, Tool], ...]
+    tools: Mapping[str, Bound]
     behavior: Behavior
     hooks: Hooks
     conversation: Conversation

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from windlass.agent.dispatch import Bound
+from collections.abc import Mapping
+
+from windlass.agent.bound import Bound
 from windlass.agent.modes import Iterations
 from windlass.agent.output import FINAL_TOOL, OutputSpec
 from windlass.agent.plan import RunPlan
@@ -29,7 +31,7 @@ class Preparation:
 
     __slots__ = ("deadline", "iterations", "run", "settings", "specs", "tools", "wanted")
 
-    def __init__(self, run: Run, tools: dict[str, Bound], wanted: OutputSpec | None, iterations: Iterations) -> None:
+    def __init__(self, run: Run, tools: Mapping[str, Bound], wanted: OutputSpec | None, iterations: Iterations) -> None:
         self.run, self.tools, self.wanted, self.iterations = run, tools, wanted, iterations
         mode = run.behavior
         usual = getattr(run.plan.provider, "default_max_tokens", None) or MAX_TOKENS
@@ -46,12 +48,13 @@ class Preparation:
 
     def _capabilities(self) -> str:
         """Take over the tools that capabilities offer now; returns what they add to the system text."""
-        added = ""
+        added, added_tools = "", self.tools
+        assert isinstance(added_tools, dict)
         for capability in self.run.plan.capabilities:
             for tool in capability.tools():
                 known = self.tools.get(tool.spec.name)
                 if known is None or known.tool is not tool:
-                    self.tools[tool.spec.name] = Bound(tool)
+                    added_tools[tool.spec.name] = Bound(tool)
             if text := capability.instructions():
                 added += f"\n\n{text}"
         self.specs = self._specs()
