@@ -20,8 +20,8 @@ ROOT = Path(__file__).parents[2]
 SRC = ROOT / "src" / "windlass"
 FILES = sorted(SRC.rglob("*.py"))
 MAX_FILE, MAX_FUNCTION, MAX_LOOP, MAX_KINDS, MAX_DISTRIBUTIONS = 500, 90, 300, 30, 6
-#: Optional packages, which may be imported inside the function that needs them.
-EXTRAS = {"xllamacpp", "re2", "uvloop"}
+#: Optional packages, and modules that not every platform has: imported inside the function that needs them.
+EXTRAS = {"xllamacpp", "re2", "uvloop", "termios"}
 
 
 def module_name(path: Path) -> str:

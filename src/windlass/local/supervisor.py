@@ -5,7 +5,6 @@ A worker that dies fails the requests it was answering with a typed error, and t
 
 from __future__ import annotations
 
-import asyncio
 import atexit
 import contextlib
 import logging
@@ -25,6 +24,7 @@ from typing import Any, Final
 import msgspec
 
 from windlass.core.errors import ConfigError, LocalModelError, WindlassError
+from windlass.core.threads import run_in_thread
 from windlass.local.channel import Channel
 from windlass.local.engine import EngineOptions, error_of
 from windlass.local.gguf import read_header
@@ -87,7 +87,7 @@ class WorkerEngine:
 
     async def _answer(self, body: dict[str, Any]) -> AsyncGenerator[bytes]:
         if self.pid is None:
-            await asyncio.to_thread(read_header, self.path)
+            await run_in_thread(read_header, self.path)
         channel = Channel()
         with self._lock:
             if self._worker is None or not self._worker.alive:

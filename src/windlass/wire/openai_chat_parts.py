@@ -52,7 +52,8 @@ def _part(part: Part, model: str, caps: Capabilities) -> dict[str, Any]:
         return _blob(part, model, caps)
     if isinstance(part, Uri):
         return _uri(part, model, caps)
-    if isinstance(part, UnknownPart):
+    if isinstance(part, UnknownPart) and "." not in str(part.data.get("type", "")):
+        # A dotted type is another dialect's own block: this vendor would refuse the whole request for it.
         return part.data
     raise unsupported(model, f"a {type(part).__name__} part in a user message")
 
