@@ -59,6 +59,7 @@ type: $(VENV)/.dev ## strict types over sources and tests
 
 docs: $(VENV)/.dev ## make the API reference and the generated pages again
 	$(BIN)/python scripts/make_docs.py
+	$(BIN)/python scripts/cli_help.py --write
 
 bench: $(VENV)/.dev ## measure against peers (their environments are built under .build/)
 	$(BIN)/python bench/run.py

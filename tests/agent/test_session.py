@@ -40,9 +40,7 @@ def agent_with(script: list[Any], **options: Any) -> Agent:
 
 async def test_a_session_is_continued_by_another_process_s_agent(tmp_path: Path) -> None:
     where = f"sqlite:{tmp_path}/s.db"
-    async with Session(
-        agent_with([call("t"), "one"]), "talk", SqliteStore(tmp_path / "s.db"), owns_store=True
-    ) as first:
+    async with Session(agent_with([call("t"), "one"]), "talk", where) as first:
         await first.send("first")
     later = agent_with(["two"])
     async with later.session_for("talk", where) as second:

@@ -104,8 +104,8 @@ def test_nobody_imports_the_face() -> None:
 
 
 BANNED = {
-    "eval", "exec", "compile", "__import__", "os.system", "os.popen", "tempfile.mktemp", "yaml.load", "asyncio.wait_for",
-    "pickle.loads", "pickle.load", "marshal.loads", "asyncio.get_event_loop", "asyncio.to_thread",
+    "eval", "exec", "compile", "__import__", "os.system", "os.popen", "tempfile.mktemp", "yaml.load",
+    "asyncio.wait_for", "pickle.loads", "pickle.load", "marshal.loads", "asyncio.get_event_loop", "asyncio.to_thread",
 }  # fmt: skip
 BANNED_MODULES = {"pickle", "marshal", "shelve", "dill"}
 

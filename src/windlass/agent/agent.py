@@ -149,13 +149,12 @@ class Agent:
     def session(self) -> Session:
         """The default session, made at first use."""
         if self._session is None:
-            self._session = Session(self, None, registry.make("stores", self.store or "memory"))
+            self._session = Session(self, None, self.store or "memory")
         return self._session
 
     def session_for(self, id: str | None = None, store: str | Store | None = None) -> Session:
         """Make a session of this agent, kept in `store` (None: the agent's own, else memory)."""
-        chosen = store if store is not None else self.store or "memory"
-        return Session(self, id, registry.make("stores", chosen), owns_store=isinstance(chosen, str))
+        return Session(self, id, store if store is not None else self.store or "memory")
 
     # -- the default session's face --------------------------------------------------------------------------------
 

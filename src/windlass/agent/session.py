@@ -10,7 +10,7 @@ from windlass.agent.conversation import Conversation, legal_cut, live, repair
 from windlass.agent.ledger import Ledger
 from windlass.agent.plan import RunPlan, RunResult
 from windlass.agent.run import Run
-from windlass.core import clock
+from windlass.core import clock, registry
 from windlass.core.errors import ConfigError, SessionBusy, SessionNotFound, WindlassError
 from windlass.core.events import (
     Event,
@@ -36,7 +36,8 @@ class Runner(Protocol):
 
 
 class Session:
-    """A conversation that an agent continues, kept in `store` (None: only in this object).
+    """A conversation that an agent continues, kept in `store`: one that is open, or its name ("memory",
+    "sqlite:PATH"), which this session then opens and closes itself; None keeps it only in this object.
 
     One run at a time: `run` raises SessionBusy while one is active, `send` waits for its turn, and what it was given
     is kept before it waits. Use as `async with Session(agent, id="…", store="sqlite:…") as session`.
@@ -60,22 +61,22 @@ class Session:
         self,
         agent: Runner,
         id: str | None = None,
-        store: Store | None = None,
+        store: str | Store | None = None,
         *,
         tenant: str = "",
-        owns_store: bool = False,
         metadata: Mapping[str, Any] | None = None,
     ) -> None:
         self.agent = agent
         self.id = id or clock.new_id()
-        self.ledger = Ledger(store, self.id, tenant=tenant)
+        kept: Store | None = registry.make("stores", store)
+        self.ledger = Ledger(kept, self.id, tenant=tenant)
         self.conversation = Conversation()
         #: What tools and hooks keep as long as this object lives.
         self.state: dict[str, Any] = {}
         #: What a new session's first row says of it.
         self.metadata = dict(metadata or {})
         self.active: Run | None = None
-        self._owns_store = owns_store
+        self._owns_store = isinstance(store, str)
         self._loaded = store is None
         self._mailbox: list[asyncio.Future[None]] = []
         self._idle: list[asyncio.Future[None]] = []

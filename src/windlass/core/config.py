@@ -170,6 +170,7 @@ def read_environment(environ: Mapping[str, str]) -> tuple[dict[str, Value], list
 
 
 def conflict(found: list[tuple[str, str]], *, secret: bool = False) -> list[str]:
+    """Return a notice where (variable, value) pairs of one setting differ, else nothing; secret values are not told."""
     if len({value for _, value in found}) < 2:
         return []
     (first, value), *rest = found

@@ -25,7 +25,7 @@ from windlass.core._http_connect import Resolve, Resolver, TlsError, open_socket
 from windlass.core._http_connection import Connection, Host, HostKey
 from windlass.core._http_exchange import Exchange, IdleOn, Timeouts
 from windlass.core._http_head import HeaderInput, Headers, encode_head
-from windlass.core._http_url import ProxyRules, Url, endpoint, parse_url
+from windlass.core._http_url import Proxy, ProxyRules, Url, endpoint, parse_url
 from windlass.core.errors import ConfigError, ConnectError, ProtocolError, TransportError, TransportTimeout
 from windlass.core.threads import run_in_thread
 
@@ -167,7 +167,7 @@ class Client:
         self._closed = False
         self._hosts: dict[HostKey, Host] = {}
         self._connections: set[Connection] = set()
-        self._urls: dict[str, Url] = {}
+        self._urls: dict[str, tuple[Url, Proxy | None]] = {}
 
     async def __aenter__(self) -> Self:
         self._running_loop()
@@ -263,17 +263,18 @@ class Client:
     ) -> Exchange:
         loop = self._running_loop()
         limits = timeouts or self.timeouts
-        where = self._urls.get(url) or self._parse(url)
+        where, proxy = self._urls.get(url) or self._parse(url)
         if pin is not None:
             pin = _address(pin, where)
         pieces = (body,) if isinstance(body, bytes) else body
+        # Once, before anything is opened: `headers` may be an iterator, and a bad header must leave nothing behind.
+        head = _head(method, where, headers, sum(map(len, pieces)), proxy, pin)
         total_at = inf if limits.total is None else loop.time() + limits.total
         fresh = False
         while True:
             if self._closed:
                 raise _closed_error()
-            host = self._host(where, pin)
-            head = self._head(method, where, headers, sum(map(len, pieces)), host)
+            host = self._host(where, proxy, pin)
             exchange = Exchange(
                 loop,
                 where.endpoint,
@@ -364,32 +365,26 @@ class Client:
             self._context = self._context or context
         return self._context
 
-    def _host(self, url: Url, pin: str | None) -> Host:
+    def _host(self, url: Url, proxy: Proxy | None, pin: str | None) -> Host:
         key = (url.scheme, url.host, url.port, pin or "")
         host = self._hosts.get(key)
         if host is None:
             host = self._hosts[key] = Host(
                 key,
                 self._hosts,
-                proxy=self._proxies.find(url),
+                proxy=proxy,
                 limit=self._max_per_host,
                 max_idle=self._max_idle,
                 keepalive=self._keepalive,
             )
         return host
 
-    def _head(self, method: str, url: Url, headers: HeaderInput, size: int, host: Host) -> bytes:
-        proxy = host.proxy
-        if proxy is None or _tunnels(url, host.key[3]):
-            return encode_head(method, url, headers, size, target=url.target)
-        auth = f"proxy-authorization: {proxy.authorization}\r\n" if proxy.authorization else ""
-        return encode_head(method, url, headers, size, target=f"http://{url.authority}{url.target}", extra=auth)
-
-    def _parse(self, url: str) -> Url:
+    def _parse(self, url: str) -> tuple[Url, Proxy | None]:
         if len(self._urls) >= 256:
             self._urls.clear()
-        parsed = self._urls[url] = parse_url(url)
-        return parsed
+        where = parse_url(url)
+        found = self._urls[url] = (where, self._proxies.find(where))
+        return found
 
     def _running_loop(self) -> asyncio.AbstractEventLoop:
         loop = asyncio.get_running_loop()
@@ -406,7 +401,14 @@ def _address(pin: str, url: Url) -> str:
         raise ConnectError(f"The pin {pin!r} is not an IP address.", endpoint=url.endpoint, sent=False) from None
 
 
-def _tunnels(url: Url, pin: str) -> bool:
+def _head(method: str, url: Url, headers: HeaderInput, size: int, proxy: Proxy | None, pin: str | None) -> bytes:
+    if proxy is None or _tunnels(url, pin):
+        return encode_head(method, url, headers, size, target=url.target)
+    auth = f"proxy-authorization: {proxy.authorization}\r\n" if proxy.authorization else ""
+    return encode_head(method, url, headers, size, target=f"http://{url.authority}{url.target}", extra=auth)
+
+
+def _tunnels(url: Url, pin: str | None) -> bool:
     # A proxy resolves the name of an absolute-form request itself; only a tunnel goes to exactly the pinned address.
     return url.scheme == "https" or bool(pin)
 

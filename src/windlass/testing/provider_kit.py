@@ -5,7 +5,7 @@ Use it in a test of your own provider::
     async def test_my_provider() -> None:
         await check_provider(lambda: MyProvider(...))
 
-The provider is really asked, some fifteen times: point it at a model that is cheap, or at a server of your test.
+The provider is really asked, some twenty times: point it at a model that is cheap, or at a server of your test.
 """
 
 from __future__ import annotations
