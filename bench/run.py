@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
 import statistics
 import subprocess
@@ -79,10 +80,14 @@ def meta(name: str) -> tuple[Any, ...]:
 def _median_ms(commands: dict[str, list[str]], rounds: int = 9) -> dict[str, float]:
     """Time whole processes, interleaved, so that a drift of the machine hits all alike."""
     times: dict[str, list[float]] = {name: [] for name in commands}
+    # With compiled files, as an installed package has them.
+    environ = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    for command in commands.values():
+        subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environ)
     for _ in range(rounds):
         for name, command in commands.items():
             begun = time.perf_counter()
-            subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, stdin=subprocess.DEVNULL)
+            subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environ)
             times[name].append((time.perf_counter() - begun) * 1e3)
     return {name: statistics.median(values) for name, values in times.items()}
 

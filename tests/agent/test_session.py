@@ -82,6 +82,8 @@ async def test_fork_at_a_turn_shares_the_rows_before_and_goes_its_own_way() -> N
     again = await Session(agent, child.id, store).load()
     assert again.messages == child.messages
     assert isinstance((await child.events())[await session.turn_position(2)], SessionForked)
+    with pytest.raises(ConfigError, match="already"):
+        await session.fork(id=child.id)
     with pytest.raises(ConfigError, match="3 turns, not 9"):
         await session.turn_position(9)
 

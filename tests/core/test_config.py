@@ -10,10 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from windlass.core import models
 from windlass.core.config import Config, Value, read_environment, typed
 from windlass.core.config_files import config_home, data_home, default_files, load_config
 from windlass.core.errors import ConfigError, MissingKeyError, UnknownNameError
-from windlass.core.models import facts_of, override
+from windlass.core.models import facts_of
 from windlass.core.settings import PROVIDERS, SETTINGS, Setting
 
 #: layer -> the value of max_turns it states, from the weakest to the strongest.
@@ -199,7 +200,8 @@ def test_the_user_s_tables(tmp_path: Path) -> None:
     assert (openai.base_url, openai.api_key) == ("http://env", "plain")
     assert [config.alias(name) for name in ("fast", "one", "other")] == ["my-house:small", "openai:y", "other"]
     assert facts_of("my-house", "small").context == 77
-    override({"small": {}})
+    vars(models)["_overrides"].pop("small")
+    facts_of.cache_clear()
     assert config.user_providers.keys() == {"my-house", "openai"}
 
 

@@ -17,7 +17,8 @@ import pytest
 
 from windlass.core.errors import ConfigError, ToolError
 from windlass.core.ports import ToolContext
-from windlass.core.schema import compile_schema, function_schema, schema_of
+from windlass.core.schema import compile_schema
+from windlass.core.signature import function_schema, schema_of
 
 
 class Leaf(pydantic.BaseModel):

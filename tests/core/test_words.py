@@ -137,6 +137,15 @@ def test_s76_marks_long_numbers_and_many_keys() -> None:
     assert json.loads("9" * 400) is not None
 
 
+def test_r55_half_a_surrogate_pair_in_a_stream_is_no_failure() -> None:
+    assert json.loads(b'{"a":"x\\ud83d"}') == {"a": "x\ud83d"} and json.loads(b'["\\ude00"]') == ["\ude00"]
+    assert json.loads(b'["\\ud83d\\ude00"]') == ["\U0001f600"]
+    collected = Assembler()
+    for piece in ("a\ud83d", "\ude00b"):
+        collected.add(TextItem(piece))
+    assert collected.message().text == "a\U0001f600b"
+
+
 # -- messages ----------------------------------------------------------------------------------------------------------
 
 
@@ -202,6 +211,7 @@ def test_attachments_are_known_by_their_bytes() -> None:
         (b"", "a.png", "empty"),
         (b"not one", "a.png", "first bytes"),
         (b"\xff\x00", None, "UTF-8 text"),
+        (b"\xff\x00", "a.bin", "UTF-8 text"),
     ]:
         with pytest.raises(UnsupportedInputError, match=words):
             blob(data, filename=name)

@@ -17,6 +17,8 @@ from pathlib import Path
 
 import pytest
 
+from windlass.core.version import __version__
+
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[2]
@@ -120,7 +122,7 @@ def test_the_metadata_says_what_pyproject_says(wheel: Path, source: Path) -> Non
             == b"[console_scripts] windlass = windlass.apps.cli:main".split()
         )
         assert f"{folder}/licenses/LICENSE" in archive.namelist()
-    assert (metadata["Name"], metadata["Version"]) == (project["name"], project["version"])
+    assert (metadata["Name"], metadata["Version"]) == (project["name"], __version__)
     core = [row for row in metadata.get_all("Requires-Dist") or [] if "extra ==" not in row]
     assert sorted(core) == sorted(row.replace(" ", "") for row in project["dependencies"])
     readme = metadata.get_payload(decode=True)
@@ -172,9 +174,8 @@ def test_s118_an_installed_wheel_works_and_importing_it_touches_nothing(
         "import threading, windlass; print(windlass.__file__); windlass.Agent('echo'); print(threading.active_count())"
     )
     assert run(*python, script).split() == [str(target / "windlass" / "__init__.py"), "1"]
-    version = tomllib.loads((source / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]
-    assert run(str(target / "bin" / "windlass"), "--version") == f"windlass {version}"
-    assert run(sys.executable, "-m", "windlass", "--version") == f"windlass {version}"
+    assert run(str(target / "bin" / "windlass"), "--version") == f"windlass {__version__}"
+    assert run(sys.executable, "-m", "windlass", "--version") == f"windlass {__version__}"
     checked = "from windlass.local.embedded import embedded_model as m; m().verify(); print(m().profile.name)"
     assert run(*python, checked) == "tiny-0"
     assert list(home.rglob("*")) == []

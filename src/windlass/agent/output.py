@@ -6,10 +6,10 @@ from typing import Any, Literal
 
 import msgspec
 
-from windlass.core import json
+from windlass.core import json, registry
 from windlass.core.errors import OutputError
 from windlass.core.request import ToolSpec
-from windlass.core.schema import compile_schema, schema_of
+from windlass.core.schema import compile_schema
 
 __all__ = ["FINAL_TOOL", "OutputSpec"]
 
@@ -25,7 +25,9 @@ class OutputSpec:
     def __init__(self, want: Any, mode: Literal["auto", "native", "tool"], provider_native: bool, retries: int) -> None:
         self._left = retries
         self._type: Any = None if isinstance(want, dict) else want
-        schema = {key: value for key, value in schema_of(want).items() if key != "$schema"}
+        # By name: reading schemas off Python types costs as much to import as the loop, and few agents ask for it.
+        described = want if isinstance(want, dict) else registry.load("windlass.core.signature:schema_of")(want)
+        schema = {key: value for key, value in described.items() if key != "$schema"}
         # Vendors take objects only, as a tool's arguments and as a response format; other types ride in `value`.
         self._wrapped = schema.get("type") != "object" and "$ref" not in schema and "properties" not in schema
         if self._wrapped:

@@ -36,8 +36,10 @@ class Runner(Protocol):
 
 
 class Session:
-    """A conversation that an agent continues, kept in `store`: one that is open, or its name ("memory",
-    "sqlite:PATH"), which this session then opens and closes itself; None keeps it only in this object.
+    """A conversation that an agent continues, and that a store keeps.
+
+    `store` is an open one, or a name ("memory", "sqlite:PATH") whose store this session then opens and closes itself;
+    None keeps the conversation only in this object.
 
     One run at a time: `run` raises SessionBusy while one is active, `send` waits for its turn, and what it was given
     is kept before it waits. Use as `async with Session(agent, id="…", store="sqlite:…") as session`.
@@ -217,6 +219,9 @@ class Session:
         self._must_rest("fork")
         events = await self._kept("fork")
         cut = legal_cut(events, len(events) if at is None else at)
+        store = self.ledger.store
+        if id is not None and store is not None and await store.read(id, 0, 1, tenant=self.ledger.tenant):
+            raise ConfigError(f"There is a session {id!r} already.", hint="Give the fork another id.")
         child = Session(self.agent, id, self.ledger.store, tenant=self.ledger.tenant)
         child.ledger.pos = cut
         await child.ledger.commit([SessionForked(parent=self.id, pos=cut)])

@@ -36,7 +36,7 @@ def blob(data: bytes, *, filename: str | None = None, mime_type: str | None = No
             hint="Convert it, or check that the file is whole.",
         )
     mime = mime_type or found or guessed
-    if mime is None or mime.startswith("text/") or mime in ("application/json", "application/xml"):
+    if mime is None or not (found or mime.startswith(("image/", "audio/", "video/")) or mime == "application/pdf"):
         try:
             data.decode("utf-8")
         except UnicodeDecodeError as error:

@@ -175,7 +175,7 @@ class Assembler:
     def _close(self) -> None:
         if self._run_kind is TextItem:
             if self._run:
-                self._order.append(Text("".join(self._run)))
+                self._order.append(Text(_whole("".join(self._run))))
         elif self._run_kind is ReasoningItem and (self._run or self._run_metadata):
             self._order.append(Reasoning("".join(self._run), self._run_metadata))
         self._run, self._run_kind, self._run_metadata = [], None, None
@@ -215,6 +215,15 @@ class Assembler:
     def message(self, *, calls: bool = True, finish_reason: str | None = None) -> Message:
         """Return the assistant message so far."""
         return Message("assistant", self.parts(calls=calls), finish_reason=finish_reason)
+
+
+def _whole(text: str) -> str:
+    """Join the halves of surrogate pairs that came in different pieces."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "surrogatepass")
+    return text
 
 
 def merge_metadata(old: Metadata | None, new: Metadata) -> Metadata:

@@ -18,6 +18,10 @@ __all__ = ["JsonError", "dumps", "dumps_stored", "loads", "loads_stored"]
 MARK = "\ue0f5"
 _BAD = re.compile(f"[\ud800-\udfff\x00{MARK}]")
 _SURROGATE = re.compile("[\ud800-\udfff]")
+_LONE = re.compile(
+    rb"(?<!\\)\\u[dD][89abAB][0-9a-fA-F]{2}(?!\\u[dD][c-fC-F])"
+    rb"|(?<!\\)(?<!\\u[dD][89abAB][0-9a-fA-F]{2})\\u[dD][c-fC-F][0-9a-fA-F]{2}"
+)
 _ESCAPED = re.compile(f"{MARK}(?:{MARK}|x([0-9a-f]{{4}}))")
 _BIG = re.compile(f"{MARK}i(-?[0-9]+)")
 _MARK_BYTES = MARK.encode()
@@ -44,13 +48,26 @@ def loads(data: bytes | str, *, max_depth: int = MAX_DEPTH) -> Any:
     try:
         value = _decode(data)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise JsonError(f"not valid JSON: {error}") from None
+        value = _with_lone_surrogates(data)
+        if value is None:
+            raise JsonError(f"not valid JSON: {error}") from None
     except RecursionError:
         raise JsonError(f"nested deeper than {max_depth} levels") from None
     # A document with few brackets cannot be deep: the walk is for suspects only.
     if data.count(b"[") + data.count(b"{") > max_depth and _depth_exceeds(value, max_depth):
         raise JsonError(f"nested deeper than {max_depth} levels")
     return value
+
+
+def _with_lone_surrogates(data: bytes) -> Any:
+    """Decode what msgspec refuses for half a surrogate pair alone (a stream may cut one in two); None otherwise."""
+    marked, found = _LONE.subn(lambda match: b"\\ue0f5x" + match[0][2:].lower(), data)
+    if not found:
+        return None
+    try:
+        return _walk(_decode(marked), _unescape)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
 
 
 def _depth_exceeds(value: Any, limit: int) -> bool:

@@ -1,4 +1,4 @@
-"""JSON Schema for tools and structured output: made from Python, checked, and mended where a model was almost right.
+"""JSON Schema for tools and structured output: checked, and mended where a model was almost right.
 
 A schema is compiled once; what fits it passes in about a microsecond. What does not fit is repaired when nothing is
 lost by it ("5" for an integer, a JSON text for an object, null for an optional field), else explained in words that a
@@ -14,16 +14,12 @@ from msgspec import Struct
 
 from windlass.core._nodes import FUEL, Compiler, Exhausted
 from windlass.core._repair import Repair
-from windlass.core._signature import FunctionSchema, function_schema, schema_of
 
 __all__ = [
     "Checked",
-    "FunctionSchema",
     "Validator",
     "coerce_and_validate",
     "compile_schema",
-    "function_schema",
-    "schema_of",
     "validate_output",
 ]
 

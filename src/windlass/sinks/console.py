@@ -38,12 +38,13 @@ class Ndjson:
     """A sink that writes every event as a line of JSON, whole and flushed."""
 
     def __init__(self, out: TextIO | None = None) -> None:
-        self._out = (out or sys.stdout).buffer
+        # The stream itself: with its last reference it would close the buffer.
+        self._out = out or sys.stdout
 
     def __call__(self, event: Event) -> None:
         """Take one event."""
-        self._out.write(encode_line(event))
-        self._out.flush()
+        self._out.buffer.write(encode_line(event))
+        self._out.buffer.flush()
 
 
 class Console:

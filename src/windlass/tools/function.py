@@ -14,7 +14,8 @@ import msgspec
 from windlass.core.errors import ConfigError, UnknownNameError
 from windlass.core.ports import Tool, ToolContext
 from windlass.core.request import ToolAnnotations, ToolSpec
-from windlass.core.schema import compile_schema, function_schema, schema_of
+from windlass.core.schema import compile_schema
+from windlass.core.signature import function_schema, schema_of
 from windlass.core.threads import run_in_thread
 
 __all__ = ["FunctionTool", "SpecTool", "as_tool", "tool"]

@@ -68,9 +68,9 @@ def _print(text: str) -> int:
 
 
 def _version() -> int:
-    from importlib.metadata import version
+    from windlass.core.version import __version__
 
-    return _print(f"windlass {version('windlass')}\n")
+    return _print(f"windlass {__version__}\n")
 
 
 def _unknown(name: str) -> int:

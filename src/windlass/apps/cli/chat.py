@@ -15,23 +15,22 @@ from windlass.core.config import Config
 from windlass.core.messages import Blob
 from windlass.workspaces.process import become_subreaper
 
-__all__ = ["main"]
+__all__ = ["main", "parser"]
 
 _HELP = "Type a message and Enter. /clear starts a new conversation, /exit or Ctrl-D ends, Ctrl-C stops an answer."
 
 
 def main(name: str, args: list[str]) -> int:
     """Run the command."""
-    parser = agent_parser(name)
-    options = parser.parse_args(args)
+    options = parser(name).parse_args(args)
     if options.message or options.prompt_words or options.prompt or not sys.stdin.isatty():
         return run_main(name, args)
     config, images = configuration_of(options), images_of(options.image)
     return run_async(lambda: interruptible(lambda interrupts: _talk(interrupts, options, config, images)))
 
 
-def agent_parser(name: str) -> Parser:
-    """Build the parser of `windlass agent`."""
+def parser(name: str) -> Parser:
+    """Build the parser."""
     return run_parser(name, "Talk to an agent, line by line; with a prompt, say that one thing and end.")
 
 

@@ -134,9 +134,15 @@ def guarded(command: Callable[[str, list[str]], int], name: str, args: list[str]
 
 
 def _prepare_streams() -> None:
+    for number in range(3):
+        # Where one of these is closed (`>&-`) the next file or socket would take its place.
+        with contextlib.suppress(OSError):
+            os.fstat(number)
+            continue
+        os.open(os.devnull, os.O_RDWR)
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
-        if stream is None:  # it was closed before we were started
+        if stream is None:  # it was closed when we were started
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 - it lives as long as the program
         elif isinstance(stream, io.TextIOWrapper):
             # A model may write what the terminal's encoding does not have, or half of a surrogate pair.

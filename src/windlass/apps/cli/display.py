@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 import base64
+import errno
 import sys
 from typing import Any
 
 from windlass.agent.plan import RunResult
 from windlass.agent.run import Run
-from windlass.apps.cli.common import ERROR, LIMIT, OK, REFUSED, colored, quiet, say
+from windlass.apps.cli.common import ERROR, INTERRUPTED, LIMIT, OK, REFUSED, colored, quiet, say
 from windlass.core import json
 from windlass.core.events import Event
 from windlass.core.ports import Sink
@@ -46,7 +47,9 @@ class Display:
     def give_up(self) -> int:
         """Return the exit code of a run whose output could not be written; a reader that left is no error."""
         code = OK
-        if not isinstance(self.failed, BrokenPipeError):
+        if self.failed is not None and self.failed.errno == errno.EIO:
+            code = INTERRUPTED  # the terminal was closed, and its SIGHUP is on its way
+        elif not isinstance(self.failed, BrokenPipeError):
             say(f"windlass: cannot write the output: {self.failed.strerror if self.failed else ''}.")
             code = ERROR
         quiet()

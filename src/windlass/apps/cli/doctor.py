@@ -17,7 +17,7 @@ from windlass.core.errors import WindlassError
 from windlass.local.embedded import embedded_model
 from windlass.providers.vendors import VENDORS
 
-__all__ = ["main"]
+__all__ = ["main", "parser"]
 
 Finding = tuple[str, bool, str]
 _EXTRAS = {"local": "xllamacpp", "regex": "re2", "uvloop": "uvloop"}
@@ -25,13 +25,18 @@ _EXTRAS = {"local": "xllamacpp", "regex": "re2", "uvloop": "uvloop"}
 
 def main(name: str, args: list[str]) -> int:
     """Run the command; the exit code is 1 when something is broken."""
-    Parser(f"windlass {name}", "Check this installation.").parse_args(args)
+    parser(name).parse_args(args)
     config = configure()
     bad = False
     for what, good, text in _checks(config):
         bad = bad or not good
         sys.stdout.write(f"{'ok ' if good else 'BAD'} {what:<10} {text}\n")
     return ERROR if bad else OK
+
+
+def parser(name: str) -> Parser:
+    """Build the parser."""
+    return Parser(f"windlass {name}", "Check this installation: the exit code is 1 when something is broken.")
 
 
 def _checks(config: Config) -> Iterator[Finding]:

@@ -2,24 +2,36 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
 
 from windlass.apps.cli.common import OK, Parser, configure
 from windlass.core import json, registry
-from windlass.core.settings import SETTINGS
+from windlass.core.settings import PROVIDERS, SETTINGS
 
-__all__ = ["main"]
+__all__ = ["main", "parser"]
 
 
 def main(name: str, args: list[str]) -> int:
     """Run the command."""
-    return _tools(args) if name == "tools" else _config(args)
+    options = parser(name).parse_args(args)
+    return _tools(options) if name == "tools" else _config(options)
 
 
-def _tools(args: list[str]) -> int:
-    parser = Parser("windlass tools", "List the built-in tools and toolsets.")
-    parser.add_argument("--json", action="store_true", help="whole definitions, as a model gets them")
-    options = parser.parse_args(args)
+def parser(name: str) -> Parser:
+    """Build the parser of `windlass tools` or `windlass config`."""
+    if name == "tools":
+        parser = Parser(f"windlass {name}", "List the built-in tools and toolsets.")
+        parser.add_argument("--json", action="store_true", help="whole definitions, as a model gets them")
+        return parser
+    parser = Parser(f"windlass {name}", "Show every setting; keys are never shown.")
+    parser.add_argument("--origins", action="store_true", help="where each value comes from")
+    parser.add_argument("--defaults", action="store_true", help="defaults, and where the reference documents disagree")
+    parser.add_argument("--json", action="store_true", help="one JSON object a line")
+    return parser
+
+
+def _tools(options: argparse.Namespace) -> int:
     for name in registry.names("tools"):
         spec = registry.resolve("tools", name).spec
         if options.json:
@@ -34,12 +46,7 @@ def _tools(args: list[str]) -> int:
     return OK
 
 
-def _config(args: list[str]) -> int:
-    parser = Parser("windlass config", "Show every setting; keys are never shown.")
-    parser.add_argument("--origins", action="store_true", help="where each value comes from")
-    parser.add_argument("--defaults", action="store_true", help="defaults, and where the reference documents disagree")
-    parser.add_argument("--json", action="store_true", help="one JSON object a line")
-    options = parser.parse_args(args)
+def _config(options: argparse.Namespace) -> int:
     if options.defaults:
         sys.stdout.write(defaults_page())
         return OK
@@ -61,4 +68,17 @@ def defaults_page() -> str:
         variables = ", ".join([f"`{name}`" for name in row.env])
         note = f" *({row.note})*" if row.note else ""
         rows.append(f"| `{row.key}` | {default} | {variables} | {row.doc}{note} |")
+    return "\n".join(rows) + "\n"
+
+
+def vendors_page() -> str:
+    """Return the variables of every vendor as Markdown, for the same page."""
+    rows = ["| vendor | key | address | model | others |", "|---|---|---|---|---|"]
+    for name, row in PROVIDERS.items():
+        others = tuple(variable for names in row.extra.values() for variable in names)
+        cells = [
+            ", ".join([f"`{variable}`" for variable in names if not variable.startswith("WINDLASS_")])
+            for names in (row.api_key, row.base_url, row.model, others)
+        ]
+        rows.append(f"| `{name}` | {' | '.join(cells)} |")
     return "\n".join(rows) + "\n"

@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
 
 from windlass.apps.cli.common import OK, Parser, configure, run_async
 from windlass.core import json, registry
 from windlass.core.config import Config
-from windlass.core.errors import ConfigError
 from windlass.core.models import facts_of
+from windlass.core.text import strip_escapes
 from windlass.providers.vendors import VENDORS, vendor_of
 
-__all__ = ["main"]
+__all__ = ["main", "parser"]
+
+#: The models of the providers in this process, which nobody needs to be asked for.
+_OWN = {"local": "tiny-0", "echo": "echo"}
 
 
 def main(name: str, args: list[str]) -> int:
     """Run the command."""
-    parser = Parser(f"windlass {name}", "List providers; with a PROVIDER, ask it for its models.", "[PROVIDER]")
-    parser.add_argument("provider", nargs="?", metavar="PROVIDER", help="ask this provider")
-    parser.add_argument("--json", action="store_true", help="one JSON object a line")
-    options = parser.parse_args(args)
+    options = parser(name).parse_args(args)
     config = configure()
     if options.provider is not None:
         return run_async(lambda: _offered(options.provider, config, options.json))
@@ -30,6 +31,14 @@ def main(name: str, args: list[str]) -> int:
             state = "ready" if row["ready"] else f"needs {row['key']}"
             sys.stdout.write(f"{row['provider']:<12} {state:<28} {row['default_model']}\n")
     return OK
+
+
+def parser(name: str) -> Parser:
+    """Build the parser."""
+    parser = Parser(f"windlass {name}", "List providers; with a PROVIDER, ask it for its models.", "[PROVIDER]")
+    parser.add_argument("provider", nargs="?", metavar="PROVIDER", help="ask this provider")
+    parser.add_argument("--json", action="store_true", help="one JSON object a line")
+    return parser
 
 
 def _providers(config: Config) -> list[dict[str, object]]:
@@ -49,13 +58,14 @@ def _providers(config: Config) -> list[dict[str, object]]:
 async def _offered(name: str, config: Config, as_json: bool) -> int:
     provider, _, _ = registry.model(name, config)
     listed = getattr(provider, "models", None)
-    if listed is None:
-        raise ConfigError(f"Provider {name!r} has no list of models.")
     try:
-        for model in await listed():
+        models: list[str] = await listed() if listed is not None else [_OWN.get(name, "")]
+        for model in filter(None, models):
             facts = facts_of(name, model)
             row = {"model": model, "context": facts.context, "input_price": facts.prices.input}
-            sys.stdout.write((json.dumps(row).decode() if as_json else model) + "\n")
+            sys.stdout.write((json.dumps(row).decode() if as_json else strip_escapes(model)) + "\n")
     finally:
-        await provider.close()
+        closing = provider.close() if hasattr(provider, "close") else None
+        if inspect.isawaitable(closing):
+            await closing
     return OK

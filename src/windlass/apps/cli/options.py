@@ -98,14 +98,20 @@ def prompt_of(options: argparse.Namespace, parser: Parser) -> str | None:
 def _piped() -> str:
     """Return what is piped in; a terminal, /dev/null and an inherited socket are not."""
     try:
-        mode = os.fstat(sys.stdin.fileno()).st_mode
+        handle = sys.stdin.fileno()
+        mode = os.fstat(handle).st_mode
     except (OSError, ValueError, AttributeError):
         return ""
     if not (stat.S_ISFIFO(mode) or stat.S_ISREG(mode)):
         return ""
-    raw = sys.stdin.buffer.read(MAX_STDIN + 1)
-    if len(raw) > MAX_STDIN:
-        raise ConfigError(f"More than {MAX_STDIN >> 20} MiB are piped in.", hint="Put it into a file and name that.")
+    raw = bytearray()
+    # Piece by piece: one long read would not notice an interrupt that comes while the pipe is full.
+    while data := os.read(handle, 1 << 16):
+        raw += data
+        if len(raw) > MAX_STDIN:
+            raise ConfigError(
+                f"More than {MAX_STDIN >> 20} MiB are piped in.", hint="Put it into a file and name that."
+            )
     return raw.decode("utf-8", "replace").strip()
 
 

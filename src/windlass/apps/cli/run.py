@@ -16,7 +16,7 @@ from windlass.agent.policy import Policy
 from windlass.agent.presets import coding
 from windlass.agent.session import Session
 from windlass.apps.cli.approve import CarefulApprover, TerminalApprover
-from windlass.apps.cli.common import INTERRUPTED, exit_code, known_session, open_store, run_async, say
+from windlass.apps.cli.common import INTERRUPTED, Parser, exit_code, known_session, open_store, run_async, say
 from windlass.apps.cli.display import Display, print_json, print_result, result_code
 from windlass.apps.cli.interrupts import Interrupts, interruptible
 from windlass.apps.cli.options import behavior_of, configuration_of, images_of, prompt_of, run_parser
@@ -29,7 +29,7 @@ from windlass.local.embedded import embedded_model
 from windlass.sinks.record import Recorder
 from windlass.workspaces.process import become_subreaper
 
-__all__ = ["Speaker", "find_session", "main", "make_speaker", "one_run"]
+__all__ = ["Speaker", "find_session", "main", "make_speaker", "one_run", "parser"]
 
 #: The embedded model is offered these, which it is measured to use; a shell never.
 _DEMO_TOOLS = ("read_file", "write_file", "edit", "list_files", "grep")
@@ -48,12 +48,16 @@ class Speaker(Struct, frozen=True):
 
 def main(name: str, args: list[str]) -> int:
     """Run the command."""
-    parser = run_parser(name, "Run a prompt. Text piped in is added to it as context.")
-    options = parser.parse_args(args)
-    prompt = prompt_of(options, parser)
+    options = parser(name).parse_args(args)
+    prompt = prompt_of(options, parser(name))
     config = configuration_of(options)
     images = images_of(options.image)
     return run_async(lambda: interruptible(lambda interrupts: _main(interrupts, options, config, prompt, images)))
+
+
+def parser(name: str) -> Parser:
+    """Build the parser."""
+    return run_parser(name, "Run a prompt. Text piped in is added to it as context.")
 
 
 async def _main(

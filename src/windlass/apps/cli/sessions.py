@@ -12,22 +12,22 @@ from windlass.agent.session import Session
 from windlass.apps.cli.common import OK, Parser, configure, known_session, open_store, plain, run_async, say
 from windlass.core import clock, json, registry
 from windlass.core.config import Config
+from windlass.core.errors import SessionError
 from windlass.core.messages import Reasoning, Text, ToolCall, ToolResponse, response_text
 from windlass.core.ports import Store
 from windlass.core.text import strip_escapes
 
-__all__ = ["main"]
+__all__ = ["main", "parser"]
 
 
 def main(name: str, args: list[str]) -> int:
     """Run the command."""
-    parser = sessions_parser(name)
-    options = parser.parse_args(args)
+    options = parser(name).parse_args(args)
     config = configure()
     return run_async(lambda: _main(options, config))
 
 
-def sessions_parser(name: str) -> Parser:
+def parser(name: str) -> Parser:
     """Build the parser."""
     parser = Parser(f"windlass {name}", "List, show, fork, export and delete kept conversations.", "VERB ...")
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True, prog=f"windlass {name}")
@@ -62,12 +62,18 @@ async def _main(options: argparse.Namespace, config: Config) -> int:
             await store.delete(options.id)
             say(f"Deleted {options.id}.")
         else:
-            session = Session(Agent("echo", config=config), options.id, store)
-            at = None if options.turn is None else await session.turn_position(options.turn)
-            sys.stdout.write((await session.fork(at, id=options.new_id)).id + "\n")
+            await _fork(store, options, config)
         return OK
     finally:
         await store.close()
+
+
+async def _fork(store: Store, options: argparse.Namespace, config: Config) -> None:
+    if options.new_id and await store.read(options.new_id, 0, 1):
+        raise SessionError(f"There is a session {options.new_id!r} already.", hint="Choose another id.")
+    session = Session(Agent("echo", config=config), options.id, store)
+    at = None if options.turn is None else await session.turn_position(options.turn)
+    sys.stdout.write((await session.fork(at, id=options.new_id)).id + "\n")
 
 
 async def _list(store: Store, options: argparse.Namespace) -> int:
