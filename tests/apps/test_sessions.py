@@ -141,3 +141,22 @@ async def test_more_than_a_thousand_sessions(cli: Cli) -> None:
 async def test_the_memory_store_keeps_nothing(cli: Cli) -> None:
     done = await cli("run", "-m", "echo", "hi", WINDLASS_STORE="memory")
     assert done.code == 0 and list(cli.home.iterdir()) == []
+
+
+async def test_a_damaged_database_is_salvaged_into_a_new_file_and_kept(cli: Cli) -> None:
+    damaged, saved = cli.folder / "damaged.db", cli.folder / "saved.db"
+    cli.env["WINDLASS_STORE"] = f"sqlite:{damaged}"
+    for number in range(3):
+        await cli("run", "-m", "echo", "--session", f"s{number}", f"words of {number}")
+    data = bytearray(damaged.read_bytes())
+    at = data.rindex(b"words of 1")
+    data[at : at + 20] = b"\xff" * 20
+    damaged.write_bytes(data)
+    done = await cli("sessions", "salvage", str(damaged), str(saved))
+    assert done.code == 0 and "is unchanged" in done.err and damaged.read_bytes() == data
+    cli.env["WINDLASS_STORE"] = f"sqlite:{saved}"
+    assert "words of 2" in (await cli("sessions", "show", "s2")).out
+    again = await cli("sessions", "salvage", str(damaged), str(saved))
+    assert again.code == 1 and "exists" in again.err
+    missing = await cli("sessions", "salvage", "nowhere.db", "x.db")
+    assert missing.code == 1 and "There is no file" in missing.err

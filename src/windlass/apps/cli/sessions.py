@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sqlite3
 import sys
 
 from windlass.agent.agent import Agent
@@ -12,7 +13,7 @@ from windlass.agent.session import Session
 from windlass.apps.cli.common import OK, Parser, configure, known_session, open_store, plain, run_async, say
 from windlass.core import clock, json, registry
 from windlass.core.config import Config
-from windlass.core.errors import SessionError
+from windlass.core.errors import SessionError, StoreError
 from windlass.core.messages import Reasoning, Text, ToolCall, ToolResponse, response_text
 from windlass.core.ports import Store
 from windlass.core.text import strip_escapes
@@ -23,6 +24,8 @@ __all__ = ["main", "parser"]
 def main(name: str, args: list[str]) -> int:
     """Run the command."""
     options = parser(name).parse_args(args)
+    if options.verb == "salvage":
+        return _salvage(options.file, options.into)
     config = configure()
     return run_async(lambda: _main(options, config))
 
@@ -42,7 +45,23 @@ def parser(name: str) -> Parser:
     fork.add_argument("id", metavar="ID", help="the session to start from")
     fork.add_argument("--turn", type=int, metavar="N", help="share up to and with this answer (1 is the first)")
     fork.add_argument("--as", dest="new_id", type=plain, metavar="ID", help="the new session's id")
+    text = "every readable row of a damaged database, in a new file"
+    rescue = verbs.add_parser("salvage", help=text, description=f"Salvage {text}.", arguments="FILE INTO")
+    rescue.add_argument("file", metavar="FILE", help="the damaged database; it is not changed")
+    rescue.add_argument("into", metavar="INTO", help="the new database; it must not exist")
     return parser
+
+
+def _salvage(file: str, into: str) -> int:
+    try:
+        report = registry.load("windlass.stores.salvage:salvage")(file, into)
+    except (OSError, sqlite3.Error) as error:
+        raise StoreError(f"Cannot write {into}: {error}.") from error
+    gaps = sum([row.end - row.start for row in report.lost])
+    say(f"Saved {report.rows} rows of {report.sessions} sessions into {into}; {file} is unchanged.")
+    if report.damaged or report.lost:
+        say(f"{report.damaged} damaged pages or records, {gaps} rows lost; rows lost from a session's end leave no trace.")
+    return OK
 
 
 async def _main(options: argparse.Namespace, config: Config) -> int:
