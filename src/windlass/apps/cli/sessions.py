@@ -60,7 +60,7 @@ def _salvage(file: str, into: str) -> int:
     gaps = sum([row.end - row.start for row in report.lost])
     say(f"Saved {report.rows} rows of {report.sessions} sessions into {into}; {file} is unchanged.")
     if report.damaged or report.lost:
-        say(f"{report.damaged} damaged pages or records, {gaps} rows lost; rows lost from a session's end leave no trace.")
+        say(f"{report.damaged} damaged pages or records, {gaps} rows lost. What a session's end lost leaves no trace.")
     return OK
 
 
