@@ -352,6 +352,14 @@ async def test_anthropic_sends_its_headers_breakpoints_and_reports_the_cache() -
     assert finish.usage == Usage(100, 7, 90, 6)
 
 
+async def test_a_key_given_as_an_argument_wins() -> None:
+    async with FaultServer([ANSWER]) as server:
+        agent = Agent("groq:m", config=config(server), api_key="given")
+        await agent.run("hi")
+        await agent.destroy()
+        assert server.requests[0].headers["authorization"] == "Bearer given"
+
+
 async def test_openrouter_headers_and_reported_cost_wins() -> None:
     tail = json.dumps({"id": "r", "model": "m", "choices": [], "usage": {**USAGE, "cost": 0.00125}})
     async with FaultServer([Stream(sse(*HELLO, tail, "[DONE]"))]) as server:

@@ -49,10 +49,11 @@ _RUN_OPTIONS = frozenset(
 class Agent:
     """Ask a model and let it use tools until the task is done.
 
-    `model` is "provider:model-id", an object with `stream(request)`, or None for the configured default. `tools` is a
-    toolset's name ("files", "basic"), or a list of functions, Tool objects and names. `workspace` is where tools act:
-    a folder's path, a Workspace, or None for none. Further keywords are behaviors (`max_turns`, `thinking`, …), and
-    `behavior` holds the same as a mapping. `tool_aliases` maps a tool's name to the one the model sees.
+    `model` is "provider:model-id", an object with `stream(request)`, or None for the configured default; `api_key` is
+    its provider's key, where none is configured. `tools` is a toolset's name ("files", "basic"), or a list of functions,
+    Tool objects and names. `workspace` is where tools act: a folder's path, a Workspace, or None for none. Further
+    keywords are behaviors (`max_turns`, `thinking`, …), and `behavior` holds the same as a mapping. `tool_aliases` maps
+    a tool's name to the one the model sees.
 
     An agent is configuration: sessions hold what changes. `run` continues its default session.
 
@@ -76,11 +77,12 @@ class Agent:
         approver: Approver | None = None,
         store: str | Store | None = None,
         config: Any = None,
+        api_key: str | None = None,
         **behaviors: Any,
     ) -> None:
         self.name, self.system = name, system
         self.config = config
-        self.provider, self.model, self.model_name = registry.model(model, config)
+        self.provider, self.model, self.model_name = registry.model(model, config, api_key)
         self.tool_aliases = dict(tool_aliases or {})
         #: What the model may call, by the name it sees.
         self.tools = self._bound(resolve_tools(tools))

@@ -75,6 +75,7 @@ class Config:
         #: What a person should hear: conflicting variables, refused project settings.
         self.notices = notices
         self._made: dict[str, Any] = {}
+        self._keys: dict[str, str] = {}
 
     @classmethod
     def from_environment(cls, environ: Mapping[str, str] | None = None) -> Config:
@@ -84,6 +85,14 @@ class Config:
         for notice in notices:
             log.warning("%s", notice)
         return cls(values, environ=environ, notices=tuple(notices))
+
+    def with_key(self, provider: str, key: str) -> Config:
+        """Return these settings with a key for one provider, which wins over files and environment."""
+        made = Config(
+            self._values, environ=self.environ, providers=self.user_providers, routes=self.routes, notices=self.notices
+        )
+        made._keys = {**self._keys, provider: key}
+        return made
 
     def get(self, key: str) -> Any:
         """Return a setting's value. Raises UnknownNameError."""
@@ -129,7 +138,7 @@ class Config:
         table = self.user_providers.get(name, {})
         env = PROVIDERS.get(name)
         key_names = env.api_key if env else (f"WINDLASS_{name.upper().replace('-', '_')}_API_KEY",)
-        key = self._first(key_names)
+        key = self._keys.get(name) or self._first(key_names)
         stated = table.get("api_key")
         if key is None and isinstance(stated, str):
             key_names = (stated[4:],) if stated.startswith("env:") else key_names

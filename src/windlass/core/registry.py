@@ -102,11 +102,12 @@ def make(port: str, spec: Any) -> Any:
     return factory(argument) if colon else factory()
 
 
-def model(spec: Any, config: Any = None) -> tuple[Any, str, str]:
+def model(spec: Any, config: Any = None, api_key: str | None = None) -> tuple[Any, str, str]:
     """Return (provider, model id, "provider:model-id") for what a user calls a model.
 
     An object with `stream` is a provider itself; its `model` attribute, if any, is the id. None is the configured
-    default, and without one the embedded model. Raises UnknownNameError, MissingKeyError or ConfigError.
+    default, and without one the embedded model. `api_key` wins over every configured key. Raises UnknownNameError,
+    MissingKeyError or ConfigError.
     """
     if hasattr(spec, "stream"):
         model_id = str(getattr(spec, "model", "") or "")
@@ -116,6 +117,8 @@ def model(spec: Any, config: Any = None) -> tuple[Any, str, str]:
     if not isinstance(full, str):
         raise ConfigError(f"A model is a string such as 'openai:gpt-4.1-mini' or a provider object, not {spec!r}.")
     name, _, model_id = config.alias(full).partition(":")
+    if api_key is not None:
+        config = config.with_key(name, api_key)
     provider = config.provider(name, lambda: _provider_factory(name, config)(name, config))
     model_id = model_id or str(getattr(provider, "default_model", ""))
     return provider, model_id, f"{name}:{model_id}" if model_id else name
