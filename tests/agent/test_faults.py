@@ -183,8 +183,8 @@ def _schedule(seed: int) -> None:
 
 @pytest.mark.parametrize("block", range(4))
 def test_seeded_schedules_keep_every_history_valid(block: int) -> None:
-    """Ten thousand schedules in `make soak`, four hundred in `make test`; a failing seed is in the assertion."""
-    size = 2500 if SOAK else 100
+    """Ten thousand schedules in `make soak`, one thousand in `make test`; a failing seed is in the assertion."""
+    size = 2500 if SOAK else 250
     for seed in range(block * size, (block + 1) * size):
         try:
             _schedule(seed)

@@ -50,7 +50,7 @@ class Agent:
     """Ask a model and let it use tools until the task is done.
 
     `model` is "provider:model-id", an object with `stream(request)`, or None for the configured default; `api_key` is
-    its provider's key, where none is configured. `tools` is a toolset's name ("files", "basic"), or a list of functions,
+    its provider's key, where none is configured. `tools` is a toolset's name ("files", "basic") or a list of functions,
     Tool objects and names. `workspace` is where tools act: a folder's path, a Workspace, or None for none. Further
     keywords are behaviors (`max_turns`, `thinking`, …), and `behavior` holds the same as a mapping. `tool_aliases` maps
     a tool's name to the one the model sees.
