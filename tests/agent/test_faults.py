@@ -13,6 +13,7 @@ import random
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -248,6 +249,7 @@ def test_r35_r36_r37_r38_kill_at_every_step_of_a_turn(gated: str, tmp_path: Path
         raise AssertionError("the victim never finished")
     assert "complete" in seen
     assert UNKNOWN_OUTCOME in seen
+    assert f"{UNKNOWN_OUTCOME}\nIts output so far ended with:\nhalf" in seen
     if gated == "gated":
         assert NOT_STARTED in seen
 
@@ -267,9 +269,37 @@ async def _after_the_kill(path: Path, told: list[str]) -> set[str]:
         result = await session.run("what happened?")
         assert result.text == "went on"
         messages = await assert_whole(store, "s")
-        texts = {p.id: p.response for m in messages for p in m.parts if isinstance(p, ToolResponse)}
+        texts = {p.id: str(p.response) for m in messages for p in m.parts if isinstance(p, ToolResponse)}
         for call_id, started in open_before.items():
-            assert texts[call_id] == (UNKNOWN_OUTCOME if started else NOT_STARTED)
-        return {str(texts[call_id]) for call_id in open_before} | ({"complete"} if "END" in told else set())
+            assert texts[call_id].startswith(UNKNOWN_OUTCOME if started else NOT_STARTED)
+        assert not store.running.take("", "s", "call_0_0"), "what was printed is given once"
+        return {texts[call_id] for call_id in open_before} | ({"complete"} if "END" in told else set())
     finally:
         await store.close()
+
+
+SHELL_VICTIM = """
+import asyncio, sys
+from windlass.agent.agent import Agent
+from windlass.stores.sqlite import SqliteStore
+from windlass.testing.scripted import ScriptedProvider, call
+
+store = SqliteStore(sys.argv[1])
+provider = ScriptedProvider([call("shell", command="echo compiling part 7; sleep 3"), "done"])
+agent = Agent(provider, tools=["shell"], workspace=sys.argv[2], store=store)
+agent.session.id = agent.session.ledger.session_id = "s"
+agent.run_sync("build it")
+"""
+
+
+def test_r38_killed_while_a_command_runs_the_tail_of_its_output_is_attached(tmp_path: Path) -> None:
+    path, printed = tmp_path / "s.db", tmp_path / "s.db.running"
+    with subprocess.Popen([sys.executable, "-c", SHELL_VICTIM, str(path), str(tmp_path)]) as victim:
+        guard = time.monotonic() + 60
+        while not (printed.is_dir() and any("part 7" in one.read_text() for one in printed.iterdir())):
+            assert victim.poll() is None and time.monotonic() < guard
+            time.sleep(0.02)
+        victim.kill()
+    responses = asyncio.run(_after_the_kill(path, []))
+    assert responses == {f"{UNKNOWN_OUTCOME}\nIts output so far ended with:\ncompiling part 7\n"}
+    assert not printed.exists()

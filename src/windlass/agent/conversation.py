@@ -6,7 +6,7 @@ tool message, in the order of the calls, and a conversation that is handed to a 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -162,13 +162,16 @@ class Conversation:
             self.encoded.clear()
         return mended
 
-    def close(self) -> list[ToolFinished]:
-        """Answer every open call as *not started* or *outcome unknown*; returns the responses made."""
+    def close(self, printed: Callable[[str], str] | None = None) -> list[ToolFinished]:
+        """Answer every open call as *not started* or *outcome unknown*; returns the responses made.
+
+        `printed` gives the end of what a call had printed, which is attached to an unknown outcome.
+        """
         made = [
             ToolFinished(
                 call_id=item.call.id,
                 name=item.call.name,
-                response=UNKNOWN_OUTCOME if item.started else NOT_STARTED,
+                response=_unknown(item.call.id, printed) if item.started else NOT_STARTED,
                 status="unknown" if item.started else "skipped",
             )
             for item in self.open_calls
@@ -184,6 +187,11 @@ class Conversation:
         for _, event in live(events):
             conversation.apply(event)
         return conversation
+
+
+def _unknown(call_id: str, printed: Callable[[str], str] | None) -> str:
+    tail = printed(call_id) if printed is not None else ""
+    return f"{UNKNOWN_OUTCOME}\nIts output so far ended with:\n{tail}" if tail else UNKNOWN_OUTCOME
 
 
 def live(events: Sequence[Event]) -> list[tuple[int, Event]]:

@@ -17,7 +17,7 @@ from windlass.agent.behavior import Behavior
 from windlass.agent.bound import Bound
 from windlass.agent.conversation import Conversation
 from windlass.agent.hooks import Hooks
-from windlass.agent.ledger import output_bytes
+from windlass.agent.ledger import Ledger, output_bytes
 from windlass.agent.policy import Policy, call_digest
 from windlass.core import clock, json
 from windlass.core.errors import SessionError, ToolError, WindlassError
@@ -55,6 +55,9 @@ class ToolHost(Protocol):
     @property
     def state(self) -> dict[str, Any]: ...
 
+    @property
+    def ledger(self) -> Ledger: ...
+
     def emit(self, event: Event) -> None: ...
     async def record(self, kept: Sequence[Event], shown: Sequence[Event] | None = None) -> None: ...
     async def run_child(self, spec: dict[str, Any]) -> Any: ...
@@ -64,10 +67,11 @@ class ToolHost(Protocol):
 class CallContext:
     """The ToolContext of one call."""
 
-    __slots__ = ("_host", "call_id", "deadline")
+    __slots__ = ("_host", "_noted", "call_id", "deadline")
 
-    def __init__(self, host: ToolHost, call_id: str, deadline: float | None) -> None:
+    def __init__(self, host: ToolHost, call_id: str, deadline: float | None, noted: set[str]) -> None:
         self._host, self.call_id, self.deadline = host, call_id, deadline
+        self._noted = noted
 
     @property
     def run_id(self) -> str:
@@ -87,6 +91,9 @@ class CallContext:
 
     def progress(self, text: str = "", data: Any = None) -> None:
         self._host.emit(ToolProgress(call_id=self.call_id, text=text, data=data))
+        if text:
+            self._noted.add(self.call_id)
+            self._host.ledger.note(self.call_id, text)
 
     async def emit(self, event: Event) -> None:
         await self._host.record([event])
@@ -133,10 +140,12 @@ def _content(output: Any) -> tuple[Content, ResponseStatus]:
 class Dispatcher:
     """Runs the calls of a run's assistant messages."""
 
-    __slots__ = ("host", "tools")
+    __slots__ = ("_noted", "host", "tools")
 
     def __init__(self, host: ToolHost, tools: Mapping[str, Bound]) -> None:
         self.host, self.tools = host, tools
+        #: Calls whose output so far is kept beside the ledger.
+        self._noted: set[str] = set()
 
     def starts_at_once(self, calls: Sequence[ToolCall]) -> bool:
         """Tell whether all calls can start without asking anybody: then the intent and the start are one commit."""
@@ -340,7 +349,7 @@ class Dispatcher:
         scope = clock.deadline(limit)
         try:
             async with scope:
-                output = await tool.call(ready.args, CallContext(self.host, call.id, end))
+                output = await tool.call(ready.args, CallContext(self.host, call.id, end, self._noted))
         except TimeoutError:
             if not scope.expired():
                 raise
@@ -392,6 +401,8 @@ class Dispatcher:
         # First the memory, then the disk: a cancellation between them must not find the call open and answer it twice.
         host.conversation.respond(ToolResponse(call.id, answer.content, answer.status))
         await host.record([ToolFinished(call_id=call_id, response=answer.content, status=answer.status)], [shown])
+        if call.id in self._noted:
+            host.ledger.forget(call.id)
         if ready is not None and host.hooks.wants("tool:after"):
             await host.hooks.fire(
                 "tool:after",

@@ -149,6 +149,23 @@ class Ledger:
                 raise
             raise StoreError(f"The store failed: {error}.", hint="What was acknowledged before is kept.") from error
 
+    def note(self, call_id: str, text: str) -> None:
+        """Keep what a running call has printed, where the store can."""
+        running = getattr(self.store, "running", None)
+        if running is not None and text:
+            running.append(self.tenant, self.session_id, call_id, text)
+
+    def forget(self, call_id: str) -> None:
+        """Let go of what a call had printed: its response is on record."""
+        running = getattr(self.store, "running", None)
+        if running is not None:
+            running.drop(self.tenant, self.session_id, call_id)
+
+    def printed(self, call_id: str) -> str:
+        """Return, once, the end of what a call had printed when its program died."""
+        running = getattr(self.store, "running", None)
+        return "" if running is None else running.take(self.tenant, self.session_id, call_id)
+
     async def read(self) -> list[Event]:
         """Return every event of the session, with run ids restored."""
         if self.store is None:

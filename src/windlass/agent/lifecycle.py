@@ -30,7 +30,7 @@ async def begin_run(run: Run) -> str:
     opening: list[Event] = []
     if plan.ledger.pos == 0:
         opening.append(SessionCreated(session_id=run.session_id, title=_title(prompt), metadata=plan.metadata))
-    opening.extend(conversation.close())
+    opening.extend(conversation.close(plan.ledger.printed))
     source = plan.prompt_source
     if prompt is None and conversation.messages[-1].role == "assistant":
         prompt, source = user(CONTINUE), "loop"

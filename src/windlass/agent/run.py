@@ -15,7 +15,7 @@ from typing import Any
 
 import msgspec
 
-from windlass.agent.ledger import settled
+from windlass.agent.ledger import Ledger, settled
 from windlass.agent.plan import RunPlan, RunResult
 from windlass.agent.stats import RunStats
 from windlass.core import clock
@@ -109,6 +109,11 @@ class Run:
     def session_id(self) -> str:
         """The session this run belongs to."""
         return self.plan.ledger.session_id
+
+    @property
+    def ledger(self) -> Ledger:
+        """Where the run's durable facts go."""
+        return self.plan.ledger
 
     @property
     def workspace(self) -> Workspace | None:

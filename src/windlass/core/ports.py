@@ -214,7 +214,8 @@ class Store(Protocol):
     must be the session's length, else StoreConflict. A first row of kind `session.forked` makes the new session share
     its parent's rows. `read` gives rows of positions [start, end). `delete` is False when there was nothing; forks of
     a deleted session keep the rows they share. Appends of one session are applied in the order of the calls. A store
-    whose `append` never waits may say so with an attribute `immediate = True`.
+    whose `append` never waits may say so with an attribute `immediate = True`; one that can keep what a running call
+    has printed, so that a crash does not lose it, has an attribute `running` (`append`, `take`, `drop`).
     """
 
     async def append(self, session: str, rows: Sequence[Row], expected_pos: int, *, tenant: str = "") -> None: ...

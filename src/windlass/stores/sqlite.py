@@ -16,6 +16,7 @@ from windlass.core.errors import ConfigError, StoreError
 from windlass.core.ports import Row, SessionInfo
 from windlass.stores.lanes import LedgerFile, acquire
 from windlass.stores.rows import MAX_ROWS, Fork, check_fork, check_rows, conflict, fork_of, title_of
+from windlass.stores.running import RunningOutput
 from windlass.stores.schema import CODES, KINDS, SALVAGE_HINT
 
 __all__ = ["BLOB_BYTES", "SqliteStore"]
@@ -46,6 +47,8 @@ class SqliteStore:
             raise ConfigError(f"synchronous is {synchronous!r}.", hint="Use NORMAL, FULL or EXTRA.")
         #: The file, absolute, symbolic links resolved.
         self.path = Path(path).expanduser().resolve()
+        #: What running calls have printed, beside the file, for whoever resumes after a crash.
+        self.running = RunningOutput(self.path.with_name(f"{self.path.name}.running"))
         self._settings: tuple[str, float] = (synchronous, busy_timeout)
         self._file: LedgerFile | None = None
         self._finalizer: weakref.finalize[..., SqliteStore] | None = None
