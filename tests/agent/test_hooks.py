@@ -377,6 +377,25 @@ async def test_capabilities_bring_tools_text_and_hooks() -> None:
     assert (provider.requests[0].system or "").endswith("You remember colours.")
 
 
+async def test_warmup_at_once_waits_for_the_one_opening_and_a_failure_is_tried_again() -> None:
+    class Slow(Memory):
+        fail = True
+
+        async def open(self) -> None:
+            await asyncio.sleep(0)
+            if self.fail:
+                self.fail = False
+                raise ConnectionError("not yet")
+            self.log.append("open")
+
+    slow = Slow()
+    agent = Agent(ScriptedProvider(["a"]), capabilities=[slow])
+    failed = await asyncio.gather(agent.warmup(), agent.warmup(), return_exceptions=True)
+    assert [type(error) for error in failed] == [ConnectionError, ConnectionError]
+    await asyncio.gather(agent.warmup(), agent.warmup())
+    assert slow.log == ["open"] and (await agent.run("x")).text == "a"
+
+
 def test_presets() -> None:
     mine = define_preset(**basic, system="mine")
     agent = Agent(ScriptedProvider(), **mine)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -89,6 +90,7 @@ class Agent:
         self.workspace: Workspace | None = registry.make("workspaces", workspace)
         self.capabilities = tuple(capabilities)
         self._to_open = list(capabilities)
+        self._opening: asyncio.Future[None] | None = None
         self.options: dict[str, Any] = {**(behavior or {}), **behaviors}
         self.behavior = _behavior(self.options)
         self.sinks: list[Sink] = list(sinks)
@@ -200,8 +202,18 @@ class Agent:
 
     async def warmup(self) -> None:
         """Open what the first run would have to open; may be called any number of times, also at once."""
+        if not self.capabilities:
+            return
+        opening = self._opening
+        if opening is None or (opening.done() and (opening.cancelled() or opening.exception() is not None)):
+            # One task opens them all, whoever asks first; a failure is raised to everybody and tried again next time.
+            opening = self._opening = asyncio.ensure_future(self._open())
+        await asyncio.shield(opening)
+
+    async def _open(self) -> None:
         while self._to_open:
-            await self._to_open.pop(0).open()
+            await self._to_open[0].open()
+            self._to_open.pop(0)
 
     async def destroy(self) -> None:
         """Stop what runs, and close capabilities, workspace and provider."""
@@ -286,8 +298,7 @@ class Agent:
         )
 
     async def _ready(self, session: Session) -> None:
-        if self._to_open:
-            await self.warmup()
+        await self.warmup()
         await session.load()
 
     def turn(self, run: Run) -> Loop:
