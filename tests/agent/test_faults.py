@@ -193,6 +193,51 @@ def test_seeded_schedules_keep_every_history_valid(block: int) -> None:
             raise AssertionError(f"seed {seed}: {error!r}") from error
 
 
+@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize("how", ["await", "read", "leave", "cancel"])
+def test_r58_a_tool_that_swallows_its_cancellation_holds_nobody_for_ever(count: int, how: str) -> None:
+    async def stubborn(args: dict[str, Any], ctx: Any) -> str:
+        for _ in range(1000):
+            try:
+                await clock.sleep(100)
+            except asyncio.CancelledError:
+                continue
+        return "at last"
+
+    async def scenario() -> None:
+        store = MemoryStore()
+        provider = ScriptedProvider([[call("stubborn") for _ in range(count)], "next"])
+        agent = Agent(provider, tools=[Tool("stubborn", stubborn, timeout=10**6)], store=store)
+        run = agent.run("go")
+        begun = clock.monotonic()
+        if how == "leave":
+            async with run:
+                await clock.sleep(1)
+        elif how == "cancel":
+            waiter = asyncio.ensure_future(run)
+            await clock.sleep(1)
+            waiter.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await waiter
+        else:
+            asyncio.get_running_loop().call_later(1, run.abort)
+            with pytest.raises(AbortedError):
+                if how == "await":
+                    await run
+                else:
+                    async for _ in run:
+                        pass
+        assert clock.monotonic() - begun < 60
+        if count == 2:
+            # Parallel calls have tasks of their own: the run leaves them behind, answers for them, and is over.
+            assert not agent.is_running
+            assert (await agent.run("more")).text == "next"
+        await clock.sleep(200_000)
+        await assert_whole(store, agent.session.id)
+
+    run_with_fake_clock(scenario)
+
+
 VICTIM = """
 import asyncio, os, signal, sys
 from tests.agent.test_faults import nap

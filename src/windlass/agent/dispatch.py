@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import difflib
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
@@ -17,7 +18,7 @@ from windlass.agent.behavior import Behavior
 from windlass.agent.bound import Bound
 from windlass.agent.conversation import Conversation
 from windlass.agent.hooks import Hooks
-from windlass.agent.ledger import Ledger, output_bytes
+from windlass.agent.ledger import GRACE, Ledger, output_bytes
 from windlass.agent.policy import Policy, call_digest
 from windlass.core import clock, json
 from windlass.core.errors import SessionError, ToolError, WindlassError
@@ -27,6 +28,7 @@ from windlass.core.ports import Approver, ToolResult, Workspace
 
 __all__ = ["CANCELLED", "SKIPPED", "Dispatcher", "ToolHost"]
 
+log = logging.getLogger("windlass.agent")
 SKIPPED = "Skipped: steering message received"
 CANCELLED = "Cancelled: the run was stopped before this call finished; it may or may not have taken effect."
 NOT_RUN = "Not run: the answer was cut off before this call was complete. Make the call again, shorter."
@@ -399,7 +401,9 @@ class Dispatcher:
         )
         call_id = "" if host.conversation.one_call else call.id
         # First the memory, then the disk: a cancellation between them must not find the call open and answer it twice.
-        host.conversation.respond(ToolResponse(call.id, answer.content, answer.status))
+        # A tool that was left behind comes too late: its call was answered for it.
+        if not host.conversation.respond(ToolResponse(call.id, answer.content, answer.status)):
+            return
         await host.record([ToolFinished(call_id=call_id, response=answer.content, status=answer.status)], [shown])
         if call.id in self._noted:
             host.ledger.forget(call.id)
@@ -426,15 +430,21 @@ def _plain(name: str) -> str:
 
 
 async def _settle(tasks: Sequence[asyncio.Task[None]]) -> None:
-    """Cancel what still runs and wait for it, through any further cancellation: responses are being written."""
+    """Cancel what still runs and wait for it, through any further cancellation: responses are being written.
+
+    A tool that swallows its cancellation is waited for `GRACE` seconds, then left behind: the run answers for it.
+    """
     for task in tasks:
         if not task.done():
             task.cancel()
     again: asyncio.CancelledError | None = None
-    while any(not task.done() for task in tasks):
+    end = clock.monotonic() + GRACE
+    while (left := end - clock.monotonic()) > 0 and any(not task.done() for task in tasks):
         try:
-            await asyncio.wait(tasks)
+            await asyncio.wait(tasks, timeout=left)
         except asyncio.CancelledError as error:
             again = error
+    if any(not task.done() for task in tasks):
+        log.warning("A tool ignores its cancellation; it is left behind after %g s.", GRACE)
     if again is not None:
         raise again

@@ -28,8 +28,10 @@ from windlass.core.items import parse_arguments
 from windlass.core.messages import Blob, Text, ToolCall, Uri
 from windlass.core.ports import Row, Store
 
-__all__ = ["Ledger", "event_of", "output_bytes", "row_data", "settled"]
+__all__ = ["GRACE", "Ledger", "event_of", "output_bytes", "row_data", "settled"]
 
+#: Seconds that a stop waits for work that ignores its cancellation, before it is left behind.
+GRACE = 10.0
 _encode = msgspec.json.Encoder().encode
 _set = msgspec.structs.force_setattr
 #: `{"kind":"text.delta",` per class: what is cut from the encoded event.

@@ -15,7 +15,7 @@ from typing import Any
 
 import msgspec
 
-from windlass.agent.ledger import Ledger, settled
+from windlass.agent.ledger import GRACE, Ledger, settled
 from windlass.agent.plan import RunPlan, RunResult
 from windlass.agent.stats import RunStats
 from windlass.core import clock
@@ -56,8 +56,10 @@ class Run:
         "_reading",
         "_result",
         "_seq",
+        "_stuck",
         "_task",
         "_unread",
+        "_waiting",
         "_writer",
         "abort_reason",
         "approver",
@@ -96,6 +98,8 @@ class Run:
         self._unread: deque[Event] | None = None
         self._reading = False
         self._closing = False
+        self._stuck: AbortedError | None = None
+        self._waiting: asyncio.Future[RunResult] | None = None
         self._reader: asyncio.Future[None] | None = None
         self._writer: asyncio.Future[None] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -231,7 +235,20 @@ class Run:
             return
         self.stopping, self.abort_reason = why, reason
         if self._loop is not None and self._task is not None:
-            self._loop.call_soon_threadsafe(self._task.cancel)
+            self._loop.call_soon_threadsafe(self._halt, self._task)
+
+    def _halt(self, task: asyncio.Task[RunResult]) -> None:
+        task.cancel()
+        # Whoever waits must get away, whatever a tool or a provider does with its cancellation.
+        timer = task.get_loop().call_later(2 * GRACE, self._let_go)
+        task.add_done_callback(lambda _: timer.cancel())
+
+    def _let_go(self) -> None:
+        log.warning("Run %s does not stop: a tool or a provider ignores its cancellation.", self.id)
+        self._stuck = AbortedError(f"The run was aborted, but something in it does not stop ({self.abort_reason}).")
+        for waiting in (self._waiting, self._reader):
+            if waiting is not None and not waiting.done():
+                waiting.set_exception(self._stuck)
 
     def __await__(self) -> Generator[Any, None, RunResult]:
         return self._wait().__await__()
@@ -251,8 +268,11 @@ class Run:
 
     async def _join(self, task: asyncio.Task[RunResult]) -> None:
         """Wait for the task; when the waiter is cancelled, stop the run, wait for its clean-up, and pass it on."""
+        if self._stuck is not None:
+            raise self._stuck
+        self._waiting = asyncio.shield(task)
         try:
-            await asyncio.shield(task)
+            await self._waiting
         except asyncio.CancelledError:
             if task.cancelled():
                 raise
@@ -285,6 +305,8 @@ class Run:
         while not unread:
             task = self._task
             assert task is not None
+            if self._stuck is not None:
+                raise self._stuck
             if task.done():
                 task.result()
                 if self._result is not None and self._result.error is not None:
@@ -418,5 +440,7 @@ def _plain(value: Any) -> Any:
 
 
 async def _ignore(task: asyncio.Task[Any]) -> None:
-    """Wait for a task and leave its outcome to whoever owns it."""
-    await asyncio.wait([task])
+    """Wait for a task that is being stopped, at most twice `GRACE` seconds, and leave its outcome to its owner."""
+    _, pending = await asyncio.wait([task], timeout=2 * GRACE)
+    if pending:
+        log.warning("A run does not stop: a tool or a provider ignores its cancellation. Its session stays busy.")
