@@ -335,7 +335,7 @@ def test_loading_leaves_signals_alone() -> None:
             for _ in range(10**9):
                 pass
         except KeyboardInterrupt:
-            print("interrupted")
+            print("interrupted", flush=True)  # SIGTERM ends the program without flushing
         os.kill(os.getpid(), signal.SIGTERM)
         """
     )
