@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from tests.postgres import Postgres
+
 
 class OutsideNetwork(RuntimeError):
     """A test tried to leave this machine."""
@@ -39,3 +41,18 @@ def _no_network() -> Generator[None]:  # pyright: ignore[reportUnusedFunction]
     patch.setattr(socket.socket, "connect_ex", guarded_ex)
     yield
     patch.undo()
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Generator[Postgres]:
+    """One private PostgreSQL server for all tests of this process; not for tests that stop or break it."""
+    with Postgres() as server:
+        yield server
+
+
+@pytest.fixture
+def database_url(postgres: Postgres) -> Generator[str]:
+    """The URL of an empty PostgreSQL database."""
+    url = postgres.new_database()
+    yield url
+    postgres.give_back(url)

@@ -1,4 +1,4 @@
-"""A state machine: random appends, forks, deletes and reopenings against a plain model, on both stores at once."""
+"""A state machine: random appends, forks, deletes and reopenings against a plain model, on two stores at once."""
 
 from __future__ import annotations
 
@@ -11,12 +11,14 @@ from typing import Any
 
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
 
+from tests.postgres import Postgres
 from windlass.core.errors import SessionNotFound, StoreConflict, StoreError
 from windlass.core.json import dumps_stored
 from windlass.core.ports import Row, Store
 from windlass.stores.memory import MemoryStore
+from windlass.stores.postgres import PostgresStore
 from windlass.stores.sqlite import BLOB_BYTES, SqliteStore
 
 NAMES = st.sampled_from(["a", "b", "c", "d'", "é\ud800"])
@@ -27,16 +29,27 @@ TIMES = st.integers(-(1 << 63), (1 << 63) - 1)
 
 
 class Ledger(RuleBasedStateMachine):
+    """The memory store beside a durable one: the SQLite store, or what a subclass says."""
+
     def __init__(self) -> None:
         super().__init__()
         self.runner = asyncio.Runner()
         self.folder = tempfile.TemporaryDirectory()
         self.path = Path(self.folder.name) / "ledger.db"
-        self.stores: dict[str, Store] = {"memory": MemoryStore(), "sqlite": self.open()}
+        self.stores: dict[str, Store] = {"memory": MemoryStore(), "durable": self.open()}
         self.model: dict[tuple[str, str], list[Row]] = {}
 
-    def open(self) -> SqliteStore:
+    def open(self) -> Store:
         return SqliteStore(self.path, synchronous="NORMAL")
+
+    def check_closed(self) -> None:
+        assert [file.name for file in self.path.parent.iterdir()] in ([], ["ledger.db"])
+
+    def leftovers(self) -> list[int]:
+        """Return how many sessions, rows and blobs there are in the closed store."""
+        with closing(sqlite3.connect(self.path)) as conn:
+            assert conn.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+            return [conn.execute(f"SELECT count(*) FROM {one}").fetchone()[0] for one in ("sessions", "rows", "blobs")]
 
     def both(self, method: str, *args: Any, **kwargs: Any) -> Any:
         """Call both stores and return the one outcome (a result or an error's type) that they agree on."""
@@ -47,8 +60,8 @@ class Ledger(RuleBasedStateMachine):
             except (StoreError, SessionNotFound, ValueError) as error:
                 return type(error), str(error)
 
-        memory, sqlite = (self.runner.run(call(store)) for store in self.stores.values())
-        assert memory == sqlite
+        memory, durable = (self.runner.run(call(store)) for store in self.stores.values())
+        assert memory == durable
         return memory
 
     @rule(
@@ -96,9 +109,9 @@ class Ledger(RuleBasedStateMachine):
 
     @rule()
     def reopen(self) -> None:
-        self.runner.run(self.stores["sqlite"].close())
-        assert [file.name for file in self.path.parent.iterdir()] in ([], ["ledger.db"])
-        self.stores["sqlite"] = self.open()
+        self.runner.run(self.stores["durable"].close())
+        self.check_closed()
+        self.stores["durable"] = self.open()
 
     @invariant()
     def lists_agree(self) -> None:
@@ -112,22 +125,46 @@ class Ledger(RuleBasedStateMachine):
         for tenant, name in list(self.model):
             assert self.both("read", name, tenant=tenant) == self.model[tenant, name]
             self.delete(name, tenant)
-        sqlite = self.stores["sqlite"]
-        assert isinstance(sqlite, SqliteStore)
-        assert self.runner.run(sqlite.check()) == []
-        self.runner.run(sqlite.close())
+        self.runner.run(self.stores["durable"].close())
         # With every session gone nothing stays: no row, no blob, no tombstone of a forked session.
-        assert _leftovers(self.path) == [0, 0, 0]
+        assert self.leftovers() == [0, 0, 0]
         self.runner.close()
         self.folder.cleanup()
 
 
-def _leftovers(path: Path) -> list[int]:
-    with closing(sqlite3.connect(path)) as conn:
-        return [conn.execute(f"SELECT count(*) FROM {table}").fetchone()[0] for table in ("sessions", "rows", "blobs")]
+class PostgresLedger(Ledger):
+    def __init__(self, server: Postgres, url: str) -> None:
+        self.server, self.url = server, url
+        # What a failed example left behind.
+        for table in self.tables():
+            server.sql(f"TRUNCATE {table}", url)
+        super().__init__()
+
+    def open(self) -> Store:
+        return PostgresStore(self.url, size=2)
+
+    def check_closed(self) -> None:
+        assert self.server.connections(self.url) == 0
+
+    def tables(self) -> list[str]:
+        found = self.server.sql("SELECT tablename FROM pg_tables WHERE schemaname = 'public'", self.url)
+        return sorted(name for (name,) in found if name != "windlass_rooms")
+
+    def leftovers(self) -> list[int]:
+        tables = self.tables()
+        assert tables == ["windlass_blobs", "windlass_rows", "windlass_sessions"]
+        return [self.server.sql(f"SELECT count(*) FROM {table}", self.url)[0][0] for table in tables]
 
 
 TestLedger = Ledger.TestCase
 TestLedger.settings = settings(
     max_examples=25, stateful_step_count=25, deadline=None, suppress_health_check=[HealthCheck.too_slow]
 )
+
+
+def test_postgresql_store_does_what_the_memory_store_does(postgres: Postgres, database_url: str) -> None:
+    class Here(PostgresLedger):
+        def __init__(self) -> None:
+            super().__init__(postgres, database_url)
+
+    run_state_machine_as_test(Here, settings=settings(TestLedger.settings, max_examples=6))

@@ -12,21 +12,32 @@ import logging
 import os
 import sqlite3
 import threading
+import weakref
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any, NamedTuple, TypeVar
 
-from windlass.core.errors import SessionError
+from windlass.core.errors import SessionError, StoreError, WindlassError
 from windlass.stores import schema
 from windlass.stores.schema import store_error
 
-__all__ = ["Lane", "LedgerFile", "Work", "acquire", "is_open"]
+__all__ = ["LEDGER", "FileKind", "FileUse", "Lane", "LedgerFile", "Work", "acquire", "is_open"]
 
 _log = logging.getLogger("windlass.stores")
 T = TypeVar("T")
 Work = Callable[[sqlite3.Connection], Any]
+
+
+class FileKind(NamedTuple):
+    """How a kind of file is opened, and the typed error for what SQLite says of it."""
+
+    opener: Callable[..., sqlite3.Connection]
+    explain: Callable[[BaseException, Path], WindlassError]
+
+
+LEDGER = FileKind(schema.open_ledger, store_error)
 _MAX_BATCH = 256
 #: After these, each job of a failed group may still succeed alone: one of them asked for too much.
 _ONE_IS_TO_BLAME = frozenset({None, sqlite3.SQLITE_FULL, sqlite3.SQLITE_TOOBIG, sqlite3.SQLITE_CONSTRAINT})
@@ -54,8 +65,14 @@ class Lane:
     Work raises SessionError kinds only before its first write; after anything else the transaction is rolled back.
     """
 
-    def __init__(self, path: Path, opener: Callable[[], sqlite3.Connection], begin: str) -> None:
-        self._path, self._opener, self._begin = path, opener, begin
+    def __init__(
+        self,
+        path: Path,
+        opener: Callable[[], sqlite3.Connection],
+        begin: str,
+        explain: Callable[[BaseException, Path], WindlassError] = store_error,
+    ) -> None:
+        self._path, self._opener, self._begin, self._explain = path, opener, begin, explain
         self._queue: SimpleQueue[_Job] = SimpleQueue()
         self._conn: sqlite3.Connection | None = None
         name = "windlass-ledger-writer" if "IMMEDIATE" in begin else "windlass-ledger-reader"
@@ -120,7 +137,7 @@ class Lane:
             if len(batch) > 1 and (code if code is None else code & 0xFF) in _ONE_IS_TO_BLAME:
                 return [outcome for job in batch for outcome in self._run([job])]
             # An exception of its own for each: one object raised in several tasks would mix their tracebacks.
-            return [_Outcome(job, None, store_error(error, self._path)) for job in batch]
+            return [_Outcome(job, None, self._explain(error, self._path)) for job in batch]
 
     def _transaction(self, batch: Sequence[_Job]) -> list[_Outcome]:
         conn = self._conn
@@ -201,16 +218,16 @@ def _resolve(outcomes: Sequence[_Outcome]) -> None:
 class LedgerFile:
     """The two lanes of one file, shared by every store of this process that names it with the same settings."""
 
-    def __init__(self, path: Path, synchronous: str, busy_timeout: float) -> None:
+    def __init__(self, path: Path, synchronous: str, busy_timeout: float, kind: FileKind = LEDGER) -> None:
         self.pid = os.getpid()
-        self.key = (str(path), synchronous, busy_timeout)
+        self.key = (str(path), synchronous, busy_timeout, kind)
         self.users = 1
 
         def opener() -> sqlite3.Connection:
-            return schema.open_ledger(path, synchronous=synchronous, busy_timeout=busy_timeout)
+            return kind.opener(path, synchronous=synchronous, busy_timeout=busy_timeout)
 
-        self.writer = Lane(path, opener, "BEGIN IMMEDIATE")
-        self.reader = Lane(path, opener, "BEGIN")
+        self.writer = Lane(path, opener, "BEGIN IMMEDIATE", kind.explain)
+        self.reader = Lane(path, opener, "BEGIN", kind.explain)
 
     async def release(self) -> None:
         """Give up one use; the last one waits until the file is checkpointed and closed."""
@@ -232,21 +249,57 @@ class LedgerFile:
             return self.users == 0
 
 
-_files: dict[tuple[str, str, float], LedgerFile] = {}
+_files: dict[tuple[str, str, float, FileKind], LedgerFile] = {}
 # Re-entrant, because a finaliser may run in the thread that holds it.
 _lock = threading.RLock()
 
 
-def acquire(path: Path, synchronous: str, busy_timeout: float) -> LedgerFile:
+def acquire(path: Path, synchronous: str, busy_timeout: float, kind: FileKind = LEDGER) -> LedgerFile:
     """Return the lanes of a file (`path` resolved), started when this is the first use; pair it with `release`."""
     with _lock:
-        found = _files.get((str(path), synchronous, busy_timeout))
+        found = _files.get((str(path), synchronous, busy_timeout, kind))
         if found is not None:
             found.users += 1
             return found
-        made = LedgerFile(path, synchronous, busy_timeout)
+        made = LedgerFile(path, synchronous, busy_timeout, kind)
         _files[made.key] = made
         return made
+
+
+class FileUse:
+    """One store's use of a file: nothing is opened before `lanes()`, and what is dropped without `close` is given up.
+
+    `owner` names it in the error that calls after `close` raise.
+    """
+
+    def __init__(self, path: Path, synchronous: str, busy_timeout: float, kind: FileKind, owner: str) -> None:
+        self.path = path
+        self._settings = (synchronous, busy_timeout, kind)
+        self._owner = owner
+        self._file: LedgerFile | None = None
+        self._finalizer: weakref.finalize[..., FileUse] | None = None
+        self._lock = threading.Lock()
+        self._closed = False
+
+    def lanes(self) -> LedgerFile:
+        """Return the file's lanes, started at the first call. Raises StoreError after `close`."""
+        with self._lock:
+            if self._closed:
+                raise StoreError(f"The {self._owner} of {self.path} is closed.", hint="Make a new one.")
+            if self._file is None or self._file.pid != os.getpid():
+                self._file = acquire(self.path, *self._settings)
+                self._finalizer = weakref.finalize(self, self._file.release_soon)
+                # At exit the registry of files closes what is left, and waits for it.
+                self._finalizer.atexit = False
+            return self._file
+
+    async def close(self) -> None:
+        """Give the file up; the last user of the process leaves one checkpointed file."""
+        with self._lock:
+            self._closed = True
+            file, self._file = self._file, None
+        if file is not None and self._finalizer is not None and self._finalizer.detach() is not None:
+            await file.release()
 
 
 def is_open(path: Path) -> bool:

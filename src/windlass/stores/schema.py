@@ -13,7 +13,7 @@ import threading
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from windlass.core import clock
 from windlass.core.errors import SessionVersionError, StoreError, WindlassError
@@ -26,7 +26,10 @@ __all__ = [
     "MIGRATIONS",
     "PAGE_SIZE",
     "SALVAGE_HINT",
+    "FileFormat",
     "Migration",
+    "back_up",
+    "open_file",
     "open_ledger",
     "store_error",
 ]
@@ -58,22 +61,36 @@ Migration = Callable[[sqlite3.Connection], None]
 MIGRATIONS: tuple[Migration, ...] = ()
 
 
+class FileFormat(NamedTuple):
+    """What a kind of file holds when it is new, the id by which it is told, and the steps since version 1."""
+
+    application_id: int
+    statements: Sequence[str]
+    migrations: Sequence[Migration] = ()
+
+
 def open_ledger(
     path: Path, *, synchronous: str, busy_timeout: float, migrations: Sequence[Migration] = MIGRATIONS
 ) -> sqlite3.Connection:
-    """Return a connection in autocommit mode to the ledger at `path`, made or migrated as needed.
+    """Return a connection to the ledger at `path`; see `open_file`."""
+    shape = FileFormat(APPLICATION_ID, _SCHEMA, migrations)
+    return open_file(path, shape, synchronous=synchronous, busy_timeout=busy_timeout)
+
+
+def open_file(path: Path, shape: FileFormat, *, synchronous: str, busy_timeout: float) -> sqlite3.Connection:
+    """Return a connection in autocommit mode to the file at `path`, made (0600, WAL) or migrated as needed.
 
     Raises SessionVersionError for a newer schema and StoreError for another program's file, both before anything is
     written; sqlite3.Error and OSError for the rest.
     """
     make_private(path)
-    newest = 1 + len(migrations)
-    _refuse(path, newest)
+    newest = 1 + len(shape.migrations)
+    _refuse(path, shape.application_id, newest)
     warn_if_network(path)
     conn = sqlite3.connect(f"{path.as_uri()}?mode=rw", uri=True, timeout=busy_timeout, isolation_level=None)
     try:
         if _pragma(conn, "user_version") == 0:
-            _create(conn, busy_timeout)
+            _create(conn, shape, busy_timeout)
         conn.execute(f"PRAGMA synchronous = {synchronous}")
         # A deleted conversation is overwritten, not only unlinked.
         conn.execute("PRAGMA secure_delete = ON")
@@ -81,7 +98,7 @@ def open_ledger(
         # Again: a newer program may have come in between.
         _check_version(path, version, newest)
         if version < newest:
-            _migrate(conn, path, migrations)
+            _migrate(conn, path, shape.migrations)
     except BaseException:
         conn.close()
         raise
@@ -92,7 +109,7 @@ def _pragma(conn: sqlite3.Connection, name: str) -> int:
     return int(conn.execute(f"PRAGMA {name}").fetchone()[0])
 
 
-def _refuse(path: Path, newest: int) -> None:
+def _refuse(path: Path, ours: int, newest: int) -> None:
     """Look at an existing file without changing anything in its folder.
 
     Through SQLite, because closing a descriptor of our own would drop this process's locks on the file. Without a log
@@ -103,9 +120,9 @@ def _refuse(path: Path, newest: int) -> None:
     mode = "ro" if path.with_name(path.name + "-wal").exists() else "ro&immutable=1"
     with closing(sqlite3.connect(f"{path.as_uri()}?mode={mode}", uri=True, isolation_level=None)) as conn:
         version, application = _pragma(conn, "user_version"), _pragma(conn, "application_id")
-        if application == APPLICATION_ID:
+        if application == ours:
             _check_version(path, version, newest)
-        if application != APPLICATION_ID and conn.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0]:
+        if application != ours and conn.execute("SELECT count(*) FROM sqlite_schema").fetchone()[0]:
             raise StoreError(
                 f"{path} is a database of another program (application id {application:#x}).",
                 hint="Choose another path. The file was not changed.",
@@ -133,7 +150,7 @@ def _until_free(conn: sqlite3.Connection, sql: str, seconds: float) -> None:
         threading.Event().wait(0.01)
 
 
-def _create(conn: sqlite3.Connection, busy_timeout: float) -> None:
+def _create(conn: sqlite3.Connection, shape: FileFormat, busy_timeout: float) -> None:
     # Page size and auto-vacuum take hold only before the first page is written.
     conn.execute(f"PRAGMA page_size = {PAGE_SIZE}")
     conn.execute("PRAGMA auto_vacuum = FULL")
@@ -142,9 +159,9 @@ def _create(conn: sqlite3.Connection, busy_timeout: float) -> None:
     try:
         # Another process may have made it while we waited for the lock.
         if _pragma(conn, "user_version") == 0:
-            for statement in _SCHEMA:
+            for statement in shape.statements:
                 conn.execute(statement)
-            conn.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+            conn.execute(f"PRAGMA application_id = {shape.application_id}")
             conn.execute("PRAGMA user_version = 1")
         conn.execute("COMMIT")
     except BaseException:
@@ -159,7 +176,7 @@ def _migrate(conn: sqlite3.Connection, path: Path, migrations: Sequence[Migratio
     try:
         version = _pragma(conn, "user_version")
         if version <= len(migrations):
-            _back_up(path, version)
+            back_up(path, f"v{version}")
             for step in migrations[version - 1 :]:
                 step(conn)
             conn.execute(f"PRAGMA user_version = {1 + len(migrations)}")
@@ -170,16 +187,16 @@ def _migrate(conn: sqlite3.Connection, path: Path, migrations: Sequence[Migratio
         raise
 
 
-def _back_up(path: Path, version: int) -> None:
-    # The caller holds the write lock, so the copy is exactly what the migration starts from.
-    part = path.with_name(f"{path.name}.v{version}.part")
+def back_up(path: Path, tag: str) -> None:
+    """Save what is committed in the file beside it as `NAME.TAG.bak`, for a caller that holds the write lock."""
+    part = path.with_name(f"{path.name}.{tag}.part")
     part.unlink(missing_ok=True)
     make_private(part)
     with closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True)) as source, closing(sqlite3.connect(part)) as to:
         source.backup(to)
     with part.open("rb+") as file:
         os.fsync(file.fileno())
-    part.replace(path.with_name(f"{path.name}.v{version}.bak"))
+    part.replace(path.with_name(f"{path.name}.{tag}.bak"))
 
 
 SALVAGE_HINT = (
@@ -207,8 +224,8 @@ _NOT_WRITABLE = (
 )
 
 
-def store_error(error: BaseException, path: Path) -> WindlassError:
-    """Return the typed error for what went wrong with the ledger at `path`; our own errors pass unchanged."""
+def store_error(error: BaseException, path: Path, what: str = "Ledger") -> WindlassError:
+    """Return the typed error for what went wrong with the file at `path`; our own errors pass unchanged."""
     if isinstance(error, WindlassError):
         return error
     code: Any = getattr(error, "sqlite_errorcode", None)
@@ -219,6 +236,8 @@ def store_error(error: BaseException, path: Path) -> WindlassError:
         said, hint = _NOT_WRITABLE
     else:
         said, hint = _SAYS.get(code & 0xFF, ("failed; nothing was kept.", ""))
-    out = StoreError(f"Ledger {path} {said} ({error})", hint=hint)
+        if hint == SALVAGE_HINT and what != "Ledger":
+            hint = "Put a copy of it back from a backup; the file stays as it is."
+    out = StoreError(f"{what} {path} {said} ({error})", hint=hint)
     out.__cause__ = error
     return out

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import sqlite3
-import threading
-import weakref
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -14,7 +11,7 @@ from typing import Any, Literal
 
 from windlass.core.errors import ConfigError, StoreError
 from windlass.core.ports import Row, SessionInfo
-from windlass.stores.lanes import LedgerFile, acquire
+from windlass.stores.lanes import LEDGER, FileUse
 from windlass.stores.rows import MAX_ROWS, Fork, check_fork, check_rows, conflict, fork_of, title_of
 from windlass.stores.running import RunningOutput
 from windlass.stores.schema import CODES, KINDS, SALVAGE_HINT
@@ -49,38 +46,25 @@ class SqliteStore:
         self.path = Path(path).expanduser().resolve()
         #: What running calls have printed, beside the file, for whoever resumes after a crash.
         self.running = RunningOutput(self.path.with_name(f"{self.path.name}.running"))
-        self._settings: tuple[str, float] = (synchronous, busy_timeout)
-        self._file: LedgerFile | None = None
-        self._finalizer: weakref.finalize[..., SqliteStore] | None = None
-        self._lock = threading.Lock()
-        self._closed = False
-
-    def _lanes(self) -> LedgerFile:
-        with self._lock:
-            if self._closed:
-                raise StoreError(f"The store of {self.path} is closed.", hint="Make a new SqliteStore.")
-            if self._file is None or self._file.pid != os.getpid():
-                self._file = acquire(self.path, *self._settings)
-                self._finalizer = weakref.finalize(self, self._file.release_soon)
-                # At exit the registry of files closes what is left, and waits for it.
-                self._finalizer.atexit = False
-            return self._file
+        self._use = FileUse(self.path, synchronous, busy_timeout, LEDGER, "store")
 
     async def append(self, session: str, rows: Sequence[Row], expected_pos: int, *, tenant: str = "") -> None:
         """Keep all rows or none. Raises StoreConflict, ValueError, and SessionNotFound for a fork without parent."""
         rows = tuple(rows)
         check_rows(rows, expected_pos)
-        await self._lanes().writer.submit(partial(_append, _text(tenant), session, rows, expected_pos, fork_of(rows)))
+        await self._use.lanes().writer.submit(
+            partial(_append, _text(tenant), session, rows, expected_pos, fork_of(rows))
+        )
 
     async def read(self, session: str, start: int = 0, end: int | None = None, *, tenant: str = "") -> list[Row]:
         """Return the rows of positions [start, end), [] for an unknown session."""
         low, high = max(start, 0), MAX_ROWS if end is None else min(max(end, 0), MAX_ROWS)
-        return await self._lanes().reader.submit(partial(_read, _text(tenant), _text(session), low, high))
+        return await self._use.lanes().reader.submit(partial(_read, _text(tenant), _text(session), low, high))
 
     async def check(self) -> list[str]:
         """Read the whole file and return what is wrong with it (SQLite's integrity_check), [] when it is sound."""
         try:
-            return await self._lanes().reader.submit(_integrity)
+            return await self._use.lanes().reader.submit(_integrity)
         except StoreError as error:
             # Some damage ends the check itself: that is the finding.
             if error.hint != SALVAGE_HINT:
@@ -89,19 +73,15 @@ class SqliteStore:
 
     async def list(self, *, tenant: str = "", limit: int = 1000) -> list[SessionInfo]:
         """Return up to `limit` sessions of a tenant, the one with the newest last row first."""
-        return await self._lanes().reader.submit(partial(_list, _text(tenant), min(max(limit, 0), MAX_ROWS)))
+        return await self._use.lanes().reader.submit(partial(_list, _text(tenant), min(max(limit, 0), MAX_ROWS)))
 
     async def delete(self, session: str, *, tenant: str = "") -> bool:
         """Delete a session and its unshared rows; its forks keep the rows they share. False when there was none."""
-        return await self._lanes().writer.submit(partial(_delete, _text(tenant), _text(session)))
+        return await self._use.lanes().writer.submit(partial(_delete, _text(tenant), _text(session)))
 
     async def close(self) -> None:
         """Give the file up; the last store of the process that uses it leaves one checkpointed file."""
-        with self._lock:
-            self._closed = True
-            file, self._file = self._file, None
-        if file is not None and self._finalizer is not None and self._finalizer.detach() is not None:
-            await file.release()
+        await self._use.close()
 
 
 def _text(value: str) -> str | bytes:
