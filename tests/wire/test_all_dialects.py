@@ -7,9 +7,11 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from bedrock_kit import check_bedrock
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
+from openai_responses_kit import check_responses
 from wire_strategies import clean_text, conversations, images, names, wild_text
 
 from windlass.core.errors import (
@@ -28,8 +30,17 @@ from windlass.core.messages import Blob, Message, Part, Reasoning, Text, ToolCal
 from windlass.core.models import Capabilities
 from windlass.core.request import EncodingCache, Request, ToolSpec
 from windlass.core.usage import Usage
-from windlass.testing.validity import check_anthropic, check_ollama, check_openai
-from windlass.wire import anthropic, ollama, openai_chat
+from windlass.testing.validity import check_anthropic, check_gemini, check_ollama, check_openai
+from windlass.wire import (
+    anthropic,
+    bedrock,
+    gemini,
+    ollama,
+    ollama_generate,
+    openai_chat,
+    openai_completions,
+    openai_responses,
+)
 from windlass.wire.base import Dialect
 
 CAPS = Capabilities(image_in_tool_result=True, cache_breakpoints=True, reasoning="effort")
@@ -40,13 +51,26 @@ ALL: list[tuple[Dialect, Check]] = [
     (openai_chat.DIALECT, check_openai),
     (openai_chat.OPENROUTER, check_openai),
     (openai_chat.MISTRAL, check_openai),
+    (openai_responses.DIALECT, check_responses),
+    (openai_responses.CODEX, check_responses),
+    (gemini.DIALECT, check_gemini),
+    (bedrock.DIALECT, check_bedrock),
 ]
-NAMES = ["anthropic", "ollama", "openai", "openrouter", "mistral"]
+NAMES = ["anthropic", "ollama", "openai", "openrouter", "mistral", "responses", "codex", "gemini", "bedrock"]
+#: The variants of a dialect differ in requests only.
+PAIRED = {
+    name: ALL[NAMES.index(name)][0] for name in ("anthropic", "ollama", "openai", "responses", "gemini", "bedrock")
+}
 every_dialect = pytest.mark.parametrize(("dialect", "check"), ALL, ids=NAMES)
+#: Those of one prompt, which cannot tell a conversation.
+PROMPTS: list[Dialect] = [openai_completions.DIALECT, ollama_generate.DIALECT]
+every_wire = pytest.mark.parametrize(
+    "dialect", [*[dialect for dialect, _ in ALL], *PROMPTS], ids=[*NAMES, "completions", "generate"]
+)
 every_pair = pytest.mark.parametrize(
     ("source", "target"),
-    [(a[0], b[0]) for a in ALL[:3] for b in ALL[:3]],
-    ids=[f"{a}-{b}" for a in NAMES[:3] for b in NAMES[:3]],
+    [(a, b) for a in PAIRED.values() for b in PAIRED.values()],
+    ids=[f"{a}-{b}" for a in PAIRED for b in PAIRED],
 )
 
 
@@ -106,7 +130,8 @@ def test_r55_each_reads_the_conversation_it_wrote(dialect: Dialect, check: Check
     body = body_of(dialect, messages)
     assert check(json.loads(body)) == []
     got = dialect.decode_request(body)
-    assert got.stream is True
+    # Google and Amazon say in the URL whether an answer is streamed.
+    assert got.stream is (dialect.name not in ("gemini", "bedrock"))
     assert got.request.system == "s"
     assert essence(list(got.request.messages)) == essence(messages)
 
@@ -222,6 +247,22 @@ def test_every_answer_streams_through_every_pair(source: Dialect, target: Dialec
     assert (whole.message, whole.reason, whole.usage) == (sent.message, sent.reason, sent.usage)
 
 
+@pytest.mark.parametrize("prompt", PROMPTS, ids=["completions", "generate"])
+@pytest.mark.parametrize("chat", PAIRED.values(), ids=list(PAIRED))
+@given(texts=st.lists(clean_text, min_size=1, max_size=3), reason=st.sampled_from(ENDS))
+@settings(max_examples=10, deadline=None)
+def test_every_text_streams_between_prompts_and_chats(
+    chat: Dialect, prompt: Dialect, texts: list[str], reason: FinishReason
+) -> None:
+    message = Message("assistant", (Text("".join(texts)),), finish_reason=reason)
+    sent = Finish(message, Usage(9, 4), reason)
+    for source, target in ((chat, prompt), (prompt, chat)):
+        between = items_of(source, stream_of(source, [*[TextItem(text) for text in texts], sent]))
+        got = items_of(target, stream_of(target, between))[-1]
+        assert isinstance(got, Finish)
+        assert (got.message, got.reason, got.usage) == (message, reason, sent.usage)
+
+
 KINDS = [
     BadRequestError,
     AuthError,
@@ -233,9 +274,9 @@ KINDS = [
 ]
 
 
-@every_dialect
+@every_wire
 @pytest.mark.parametrize("kind", KINDS)
-def test_errors_keep_their_kind(dialect: Dialect, check: Check, kind: type[ProviderError]) -> None:
+def test_errors_keep_their_kind(dialect: Dialect, kind: type[ProviderError]) -> None:
     text = "maximum context length is 5 tokens" if kind is ContextExceededError else "no"
     status, body = dialect.encode_error(kind(text))
     back = dialect.decode_error(status, {}, body, provider=None, model=None, endpoint=None)
@@ -243,8 +284,8 @@ def test_errors_keep_their_kind(dialect: Dialect, check: Check, kind: type[Provi
     assert type(back) is kind or (kind is ProviderTimeoutError and type(back) is OverloadedError)
 
 
-@every_dialect
-def test_r10_a_stream_without_its_end_is_noticed(dialect: Dialect, check: Check) -> None:
+@every_wire
+def test_r10_a_stream_without_its_end_is_noticed(dialect: Dialect) -> None:
     data = stream_of(dialect, [TextItem("par")])
     with pytest.raises(ProviderError) as caught:
         items_of(dialect, data)
@@ -254,10 +295,10 @@ def test_r10_a_stream_without_its_end_is_noticed(dialect: Dialect, check: Check)
         items_of(dialect, encoder.encode(TextItem("par")) + encoder.error(OverloadedError("upstream died")))
 
 
-@every_dialect
+@every_wire
 @given(data=st.binary(max_size=60))
 @settings(max_examples=30, deadline=None)
-def test_any_bytes_raise_only_our_errors(dialect: Dialect, check: Check, data: bytes) -> None:
+def test_any_bytes_raise_only_our_errors(dialect: Dialect, data: bytes) -> None:
     def stream() -> list[Item]:
         return items_of(dialect, data)
 

@@ -12,12 +12,19 @@ from openai_chat_kit import DONE, USAGE, answer, chunk, finish_of, read
 from windlass.core.errors import (
     AuthError,
     BadRequestError,
+    ConnectError,
     ContextExceededError,
+    MissingKeyError,
+    ModelNotFoundError,
     OverloadedError,
+    ProviderConnectionError,
     ProviderError,
+    ProviderTimeoutError,
     RateLimitError,
     SessionBusy,
     StreamInterrupted,
+    TransportTimeout,
+    UnsupportedInputError,
     WindlassError,
     WireError,
 )
@@ -108,10 +115,24 @@ def test_error_bodies_of_every_shape(body: bytes, code: str | None, text: str) -
     [
         (ContextExceededError("x"), 400, "invalid_request_error", "context_length_exceeded"),
         (AuthError("x"), 401, "authentication_error", "auth"),
-        (AuthError("x", provider="up"), 502, "server_error", "auth"),
-        (RateLimitError("x", status=429), 429, "rate_limit_error", "rate_limited"),
-        (OverloadedError("x"), 503, "server_error", "overloaded"),
-        (StreamInterrupted("x"), 502, "server_error", "interrupted"),
+        (ModelNotFoundError("x", status=404), 404, "invalid_request_error", "model_not_found"),
+        (UnsupportedInputError("x", provider="up"), 400, "invalid_request_error", "unsupported_input"),
+        (BadRequestError("x", status=400), 400, "invalid_request_error", "bad_request"),
+        (BadRequestError("x", provider_code="invalid_json"), 400, "invalid_request_error", "invalid_json"),
+        # Reference A's ten codes, one for each kind of failure; the text of the error is never read.
+        (AuthError("invalid key", provider="up", status=401), 502, "provider_error", "provider_auth_failed"),
+        (RateLimitError("x", status=429), 429, "provider_error", "provider_rate_limited"),
+        (OverloadedError("timeout", provider="up"), 503, "provider_error", "provider_upstream_error"),
+        (ProviderTimeoutError("x"), 504, "provider_error", "provider_timeout"),
+        (TransportTimeout("x", phase="idle"), 504, "provider_error", "provider_timeout"),
+        (ModelNotFoundError("x", provider="up"), 404, "provider_error", "provider_not_found"),
+        (BadRequestError("HTTP 429", provider="up"), 400, "provider_error", "provider_rejected_request"),
+        (ProviderConnectionError("x"), 502, "provider_error", "provider_transport_error"),
+        (ConnectError("x"), 502, "provider_error", "provider_transport_error"),
+        (StreamInterrupted("x"), 502, "provider_error", "provider_transport_error"),
+        (WireError("x"), 502, "provider_error", "provider_invalid_response"),
+        (ProviderError("x"), 502, "provider_error", "provider_error"),
+        (MissingKeyError("x"), 500, "provider_error", "provider_not_configured"),
         (SessionBusy("x"), 409, "invalid_request_error", "session_busy"),
         (WindlassError("x", hint="Do y."), 500, "server_error", "error"),
     ],
@@ -242,7 +263,7 @@ def test_an_interrupted_answer_ends_in_an_error_and_without_done() -> None:
     with pytest.raises(ProviderError) as caught:
         read(out)
     assert caught.value.partial == "so far"
-    assert encoder.error(OverloadedError("x")).startswith(b'data: {"error":{"message":"x","type":"server_error"')
+    assert encoder.error(OverloadedError("x")).startswith(b'data: {"error":{"message":"x","type":"provider_error"')
 
 
 @given(st.text(max_size=60))

@@ -22,7 +22,9 @@ from openai.types.chat.completion_create_params import (
 from wire_server import Answer, Got, serve
 
 from windlass.core.errors import (
+    BadRequestError,
     ContextExceededError,
+    ModelNotFoundError,
     OverloadedError,
     RateLimitError,
     UnsupportedInputError,
@@ -266,20 +268,24 @@ async def test_an_error_after_the_headers_reaches_the_sdk() -> None:
 
 
 @pytest.mark.parametrize(
-    ("error", "kind"),
+    ("error", "kind", "code"),
     [
-        (bad_field("messages[0].content", "must be a string"), openai.BadRequestError),
-        (ContextExceededError("Too long."), openai.BadRequestError),
-        (RateLimitError("Slow down."), openai.RateLimitError),
-        (OverloadedError("Busy."), openai.InternalServerError),
+        (bad_field("messages[0].content", "must be a string"), openai.BadRequestError, "invalid_messages"),
+        (ContextExceededError("Too long."), openai.BadRequestError, "context_length_exceeded"),
+        (BadRequestError("No.", provider="up"), openai.BadRequestError, "provider_rejected_request"),
+        (ModelNotFoundError("No.", provider="up"), openai.NotFoundError, "provider_not_found"),
+        (RateLimitError("Slow down."), openai.RateLimitError, "provider_rate_limited"),
+        (OverloadedError("Busy."), openai.InternalServerError, "provider_upstream_error"),
     ],
 )
-async def test_our_errors_are_the_sdks_errors(error: WindlassError, kind: type[openai.APIStatusError]) -> None:
+async def test_our_errors_are_the_sdks_errors(
+    error: WindlassError, kind: type[openai.APIStatusError], code: str
+) -> None:
     status, body = DIALECT.encode_error(error)
     async with sdk((status, JSON, body)) as (client, _):
         with pytest.raises(kind) as caught:
             await ask(client)
-    assert caught.value.code == error.code
+    assert caught.value.code == code
     assert caught.value.type
     assert caught.value.param == (
         "messages[0].content" if kind is openai.BadRequestError and "[0]" in str(error) else None

@@ -322,13 +322,20 @@ class Connection(asyncio.Protocol):
         self._keep = False
         self._parked_until = inf
 
+    def send_at_once(self, head: bytes, body: Sequence[bytes]) -> bool:
+        """Write a request that needs no waiting, as most do; False when `send` must do it."""
+        transport = self._transport
+        if self.exchange is None or transport is None:
+            return True  # closed since; the exchange holds the error
+        if sum(map(len, body)) > SLICE:
+            return False
+        transport.write(b"".join((head, *body)))
+        return True
+
     async def send(self, head: bytes, body: Sequence[bytes]) -> None:
-        """Write a request; a large body goes in slices as the socket takes them, and stops when an answer comes."""
+        """Write a large request in slices as the socket takes them; stop when an answer comes."""
         exchange, transport = self.exchange, self._transport
         if exchange is None or transport is None:
-            return  # closed since; the exchange holds the error
-        if sum(map(len, body)) <= SLICE:
-            transport.write(b"".join((head, *body)))
             return
         self._sending = True
         transport.write(head)

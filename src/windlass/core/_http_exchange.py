@@ -7,6 +7,7 @@ from math import inf
 from typing import Literal, Protocol
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from windlass.core._http_coding import CodingError, Decoder, make_decoder
 from windlass.core._http_head import Headers
@@ -199,6 +200,11 @@ class Exchange:
     def sendable(self) -> asyncio.Future[None]:
         """Return a future to await until more of the request may be written."""
         return self.wait(self._timeouts.first_byte, "send")
+
+    def limit_idle(self, seconds: float | None) -> None:
+        """Replace the idle limit."""
+        if seconds != self._timeouts.idle:
+            self._timeouts = replace(self._timeouts, idle=seconds)
 
     def mark_progress(self) -> None:
         """Reset the idle clock where the caller, not the bytes, says what progress is."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from typing import TypeAlias, cast
+from typing import Any, TypeAlias, cast
 
 from windlass.core._http_url import Url
 from windlass.core.errors import ProtocolError
@@ -79,6 +79,14 @@ class Headers(Mapping[str, str]):
         """Return every value of a header, in order."""
         key = name.lower().encode("utf-8", "replace")
         return [value.decode("latin-1") for field, value in self.raw if field == key]
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """Return a header's value, else `default`."""
+        key = name.lower().encode("utf-8", "replace")
+        for field, _ in self.raw:
+            if field == key:
+                return self[name]
+        return default
 
     def __getitem__(self, name: str) -> str:
         values = self.all(name)

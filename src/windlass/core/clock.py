@@ -26,6 +26,7 @@ class Clock:
     def __init__(self, seed: int | None = None) -> None:
         self._rng = Random(seed if seed is not None else int.from_bytes(os.urandom(16), "big"))
         self._last_id = 0
+        self._front, self._start = -1, ""
 
     def now_ns(self) -> int:
         """Return UTC in nanoseconds since 1970."""
@@ -49,21 +50,32 @@ class Clock:
         # Same millisecond, or a clock that went back: stay above the last one by a random step.
         value = now | self._rng.getrandbits(80) if now > last else last + 1 + self._rng.getrandbits(40)
         self._last_id = value
-        digits = _DIGITS2
-        return "".join([digits[value >> shift & 1023] for shift in range(120, -1, -10)])
+        front, digits = value >> 80, _DIGITS2
+        if front != self._front:
+            # 128 bits in 26 digits: the first 48 bits and half of a digit's worth stay for a whole millisecond.
+            self._front = front
+            self._start = "".join([digits[value >> shift & 1023] for shift in range(120, 79, -10)])
+        low = value & 0xFFFF_FFFF_FFFF_FFFF_FFFF
+        return (
+            f"{self._start}{digits[low >> 70]}{digits[low >> 60 & 1023]}{digits[low >> 50 & 1023]}"
+            f"{digits[low >> 40 & 1023]}{digits[low >> 30 & 1023]}{digits[low >> 20 & 1023]}"
+            f"{digits[low >> 10 & 1023]}{digits[low & 1023]}"
+        )
 
 
 _clock = Clock()
+#: The current clock's functions; of the system's clock itself, since they are asked many times per request.
+_now_ns, _monotonic = time.time_ns, time.monotonic
 
 
 def now_ns() -> int:
     """Return UTC in nanoseconds since 1970 from the current clock."""
-    return _clock.now_ns()
+    return _now_ns()
 
 
 def monotonic() -> float:
     """Return seconds of a clock that never goes back."""
-    return _clock.monotonic()
+    return _monotonic()
 
 
 def random() -> float:
@@ -79,12 +91,20 @@ def new_id() -> str:
 @contextmanager
 def use(clock: Clock) -> Generator[Clock]:
     """Replace the clock for the whole process inside a `with` block."""
-    global _clock
-    before, _clock = _clock, clock
+    before = _clock
+    _set(clock)
     try:
         yield clock
     finally:
-        _clock = before
+        _set(before)
+
+
+def _set(clock: Clock) -> None:
+    global _clock, _now_ns, _monotonic
+    _clock = clock
+    plain = type(clock) is Clock
+    _now_ns = time.time_ns if plain else clock.now_ns
+    _monotonic = time.monotonic if plain else clock.monotonic
 
 
 def deadline(seconds: float | None) -> asyncio.Timeout:

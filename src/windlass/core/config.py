@@ -16,14 +16,19 @@ from typing import Any
 from msgspec import Struct, field
 
 from windlass.core.errors import ConfigError, MissingKeyError, UnknownNameError
-from windlass.core.settings import PROVIDERS, SETTINGS, Setting
+from windlass.core.routes import RouteSettings, check_circles, read_routes
+from windlass.core.settings import ALIASES, OWN_AUTO, PROVIDERS, SAME_ACCOUNT, SETTINGS, Setting
 
 __all__ = ["Config", "ProviderSettings", "Value", "conflict", "read_environment", "typed"]
 
 log = logging.getLogger("windlass.config")
 #: Providers without variables of their own.
-_OWN = ("local", "echo")
+_OWN = ("local", "echo", "fault")
+#: What follows the colon in Ollama's "qwen:7b" is a tag of that model, not a model of a provider.
+_TAG = re.compile(r"\d.*|latest")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+#: How the names of a vendor's further secrets end.
+_SECRET = ("_ACCESS_KEY_ID", "_SECRET_ACCESS_KEY", "_SESSION_TOKEN")
 
 
 class Value(Struct, frozen=True):
@@ -43,6 +48,10 @@ class ProviderSettings(Struct, frozen=True):
     model: str | None = None
     table: Mapping[str, Any] = field(default_factory=dict[str, Any])
     extra: Mapping[str, str] = field(default_factory=dict[str, str])
+
+    def __repr__(self) -> str:
+        # The key, the table and the address may hold secrets; a representation ends up in logs.
+        return f"ProviderSettings({self.name!r})"
 
     def require_key(self) -> str:
         """Return the key. Raises MissingKeyError that names the variable and the argument."""
@@ -65,13 +74,17 @@ class Config:
         *,
         environ: Mapping[str, str] | None = None,
         providers: Mapping[str, Mapping[str, Any]] | None = None,
-        routes: Mapping[str, str | list[str]] | None = None,
+        routes: Mapping[str, Any] | None = None,
+        server: Mapping[str, Any] | None = None,
         notices: tuple[str, ...] = (),
     ) -> None:
         self.environ: Mapping[str, str] = os.environ if environ is None else environ
         self._values = dict(values or {})
         self.user_providers = {name: dict(table) for name, table in (providers or {}).items()}
-        self.routes = dict(routes or {})
+        self.routes: dict[str, RouteSettings] = read_routes(routes) if routes else {}
+        check_circles(self.routes)
+        #: The `[server]` table as it is written; the server reads it.
+        self.server = dict(server or {})
         #: What a person should hear: conflicting variables, refused project settings.
         self.notices = notices
         self._made: dict[str, Any] = {}
@@ -89,7 +102,12 @@ class Config:
     def with_key(self, provider: str, key: str) -> Config:
         """Return these settings with a key for one provider, which wins over files and environment."""
         made = Config(
-            self._values, environ=self.environ, providers=self.user_providers, routes=self.routes, notices=self.notices
+            self._values,
+            environ=self.environ,
+            providers=self.user_providers,
+            routes=self.routes,
+            server=self.server,
+            notices=self.notices,
         )
         made._keys = {**self._keys, provider: key}
         return made
@@ -116,16 +134,56 @@ class Config:
         `llama-3.3-70b` are `groq:llama-3.3-70b`.
         """
         model, provider = self.get("model"), self.where("provider")
-        if not model:
+        if not model or _is_auto(model):
             return str(provider.value)
-        head = str(model).partition(":")[0]
-        known = model in self.routes or head in PROVIDERS or head in self.user_providers or head in _OWN
+        known = model in self.routes or self.knows(str(model).partition(":")[0])
         return str(model) if known or provider.origin == "default" else f"{provider.value}:{model}"
 
+    def knows(self, provider: str) -> bool:
+        """Tell whether a name or alias is that of a vendor, a provider of the user's, or one of our own."""
+        name = self.provider_name(provider)
+        return name in PROVIDERS or name in SAME_ACCOUNT or name in self.user_providers or name in _OWN
+
+    def provider_name(self, name: str) -> str:
+        """Return a provider's own name for one of its aliases, in any case: `Claude` is `anthropic`.
+
+        The user's `[providers]` come first, as they are written; a name that is none is returned as it is.
+        """
+        name = name.strip()
+        if name in self.user_providers:
+            return name
+        known = {own.lower(): own for own in (*self.user_providers, *PROVIDERS, *SAME_ACCOUNT, *_OWN)}
+        return known.get(name.lower()) or ALIASES.get(name.lower()) or name
+
     def alias(self, name: str) -> str:
-        """Return the model that a route's name stands for; the first target counts (routing is the gateway's)."""
-        target = self.routes.get(name)
-        return target if isinstance(target, str) else target[0] if target else name
+        """Return the "provider:model-id" that a name stands for: of a route, its first target.
+
+        Aliases of providers are resolved, `auto` is the default model, and "provider:auto" that provider's own default:
+        the bare provider. A name that is none of these is returned as it is.
+        """
+        name = self._stated(name)
+        while (route := self.routes.get(name)) is not None:
+            name = route.targets[0].model
+        head, _, model = name.partition(":")
+        provider, model = self.provider_name(head), model.strip()
+        if not self.knows(provider):
+            return name
+        if _is_auto(model):
+            model = OWN_AUTO.get(provider, "")
+        elif head.strip().lower() == "qwen" and provider == "ollama" and _TAG.fullmatch(model):
+            model = f"qwen:{model}"
+        return f"{provider}:{model}" if model else provider
+
+    def routed(self, name: str) -> str | None:
+        """Return the name of the route that requests for a name take; None where it only stands for one model."""
+        name = self._stated(name)
+        while (route := self.routes.get(name)) is not None and route.plain:
+            name = route.targets[0].model
+        return name if name in self.routes else None
+
+    def _stated(self, name: str) -> str:
+        name = name.strip()
+        return self.default_model if name not in self.routes and _is_auto(name) else name
 
     def provider(self, name: str, make: Callable[[], Any]) -> Any:
         """Return the provider of that name, made at first use."""
@@ -136,10 +194,11 @@ class Config:
     def provider_settings(self, name: str) -> ProviderSettings:
         """Return what files and environment say of a vendor; a key `env:NAME` is read from that variable."""
         table = self.user_providers.get(name, {})
-        env = PROVIDERS.get(name)
+        owner = SAME_ACCOUNT.get(name, name)
+        env = PROVIDERS.get(owner)
         key_names = env.api_key if env else (f"WINDLASS_{name.upper().replace('-', '_')}_API_KEY",)
         key = self._keys.get(name) or self._first(key_names)
-        stated = table.get("api_key")
+        stated = table.get("api_key") or self.user_providers.get(owner, {}).get("api_key")
         if key is None and isinstance(stated, str):
             key_names = (stated[4:],) if stated.startswith("env:") else key_names
             key = self.environ.get(stated[4:]) if stated.startswith("env:") else stated
@@ -158,6 +217,10 @@ class Config:
         return next((value for name in names if (value := self.environ.get(name))), None)
 
 
+def _is_auto(model: Any) -> bool:
+    return str(model).strip().lower() == "auto"
+
+
 def read_environment(environ: Mapping[str, str]) -> tuple[dict[str, Value], list[str]]:
     """Return the settings that variables give, and a notice for every two variables that contradict each other.
 
@@ -172,9 +235,8 @@ def read_environment(environ: Mapping[str, str]) -> tuple[dict[str, Value], list
         notices.extend(conflict(found))
     for vendor in PROVIDERS.values():
         for names in (vendor.api_key, vendor.base_url, vendor.model, *vendor.extra.values()):
-            notices.extend(
-                conflict([(name, environ[name]) for name in names if environ.get(name)], secret=names is vendor.api_key)
-            )
+            secret = names is vendor.api_key or names[0].endswith(_SECRET)
+            notices.extend(conflict([(name, environ[name]) for name in names if environ.get(name)], secret=secret))
     return values, notices
 
 

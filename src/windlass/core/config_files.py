@@ -17,11 +17,12 @@ from typing import Any
 from windlass.core.config import Config, Value, read_environment, typed
 from windlass.core.errors import ConfigError, UnknownNameError
 from windlass.core.models import override
+from windlass.core.routes import read_routes
 from windlass.core.settings import SETTINGS
 
 __all__ = ["config_home", "data_home", "default_files", "load_config", "read_env_file"]
 
-_TABLES = frozenset({"providers", "routes", "models"})
+_TABLES = frozenset({"providers", "routes", "models", "server"})
 #: What a [providers.NAME] table may hold, and of which type.
 _PROVIDER_KEYS: dict[str, tuple[str, tuple[type, ...]]] = {
     **dict.fromkeys(("dialect", "base_url", "api_key", "model"), ("text", (str,))),
@@ -32,7 +33,7 @@ _PROVIDER_KEYS: dict[str, tuple[str, tuple[type, ...]]] = {
 #: or trust. Names are compared in upper case.
 _NEVER = re.compile(
     r"(?:PATH|HOME|SHELL|ENV|BASH_ENV|IFS|TMPDIR|TEMP|TMP|APPDATA|LOCALAPPDATA|USERPROFILE|COMSPEC|SSLKEYLOGFILE"
-    r"|WINDLASS_HOME|WINDLASS_STORE|WINDLASS_DEBUG|.*_PROXY|SSL_CERT_.*|.*_CA_BUNDLE"
+    r"|WINDLASS_HOME|WINDLASS_STORE|WINDLASS_ACCOUNTS|WINDLASS_DEBUG|.*_PROXY|SSL_CERT_.*|.*_CA_BUNDLE"
     r"|(?:LD|DYLD|GIT|XDG|NODE|PERL|RUBY|BASH_FUNC)_.*|PYTHON.*)"
 )
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
@@ -55,6 +56,7 @@ def load_config(
     values: dict[str, Value] = {}
     providers: dict[str, Any] = {}
     routes: dict[str, Any] = {}
+    server: dict[str, Any] = {}
     for key, value in (flags or {}).items():
         if value is not None:
             values[key] = Value(typed(SETTINGS[key], value, f"flag --{key.replace('_', '-')}"), f"flag --{key}")
@@ -62,8 +64,8 @@ def load_config(
         values.setdefault(key, value)
     for path, trusted in default_files(environ) if files is None else files:
         if path.is_file():
-            _take_file(path, trusted, values, providers, routes, notices)
-    return Config(values, environ=environ, providers=providers, routes=routes, notices=tuple(notices))
+            _take_file(path, trusted, values, providers, routes, server, notices)
+    return Config(values, environ=environ, providers=providers, routes=routes, server=server, notices=tuple(notices))
 
 
 def default_files(environ: Mapping[str, str]) -> tuple[tuple[Path, bool], ...]:
@@ -81,6 +83,7 @@ def _take_file(
     values: dict[str, Value],
     providers: dict[str, Any],
     routes: dict[str, Any],
+    server: dict[str, Any],
     notices: list[str],
 ) -> None:
     data = _read_toml(path)
@@ -94,8 +97,11 @@ def _take_file(
                 for name, table in value.items():
                     providers.setdefault(name, _provider_table(path, name, table))
             elif key == "routes":
-                for name, target in value.items():
-                    routes.setdefault(name, _route(path, name, target))
+                for name, route in read_routes(value, str(path)).items():
+                    routes.setdefault(name, route)
+            elif key == "server":
+                for name, row in value.items():
+                    server.setdefault(name, row)
             else:
                 override(value)
         elif (setting := SETTINGS.get(key)) is None:
@@ -125,13 +131,6 @@ def _provider_table(path: Path, name: str, table: Any) -> dict[str, Any]:
         if not isinstance(value, types) or isinstance(value, bool):
             raise ConfigError(f"{path}: providers.{name}.{key} must be {what}.")
     return table
-
-
-def _route(path: Path, name: str, target: Any) -> str | list[str]:
-    targets = [target] if isinstance(target, str) else target
-    if not isinstance(targets, list) or not targets or not all(isinstance(item, str) and item for item in targets):
-        raise ConfigError(f"{path}: routes.{name} must be a model's name, or a list of them.")
-    return target
 
 
 def _read_toml(path: Path) -> dict[str, Any]:

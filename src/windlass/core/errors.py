@@ -23,6 +23,7 @@ The whole tree (an indented class is a kind of the one above it)::
             ProviderConnectionError no connection to the provider
             WireError               bytes that do not follow the dialect
                 StreamInterrupted   a stream ended without its terminal event
+        RequestRefused              a client's request that the server does not serve; carries the HTTP status
         AbortedError                the run was aborted on request
         HookError                   a hook failed where the run cannot go on without it
         OutputError                 the structured answer never matched its schema
@@ -73,6 +74,7 @@ __all__ = [
     "ProviderTimeoutError",
     "RateLimitError",
     "ReplayMismatch",
+    "RequestRefused",
     "SessionBusy",
     "SessionError",
     "SessionNotFound",
@@ -305,6 +307,32 @@ class StreamInterrupted(WireError):
 
     code = "interrupted"
     recovery = "retry_once"
+
+
+class RequestRefused(WindlassError):
+    """Report a client's request that our server does not serve.
+
+    `status` is the HTTP status; `kind`, `reason` and `param` are `error.type`, `.code` and `.param` of OpenAI's error
+    shape; `retry_after` is in seconds. `retry` False tells the client that asking again is no use.
+    """
+
+    code = "request_refused"
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        kind: str = "invalid_request_error",
+        reason: str | None = None,
+        param: str | None = None,
+        retry_after: float | None = None,
+        retry: bool = False,
+        hint: str = "",
+    ) -> None:
+        super().__init__(message, hint=hint)
+        self.status, self.kind, self.reason, self.param = status, kind, reason, param
+        self.retry_after, self.retry = retry_after, retry
 
 
 class AbortedError(WindlassError):

@@ -90,6 +90,10 @@ class StreamResponse:
         """Reset the idle clock of a stream opened with `idle_on="progress"`: pings alone then do not keep it alive."""
         self._exchange.mark_progress()
 
+    def limit_idle(self, seconds: float | None) -> None:
+        """Replace the idle limit from the next wait on."""
+        self._exchange.limit_idle(seconds)
+
     @property
     def complete(self) -> bool:
         """Whether the whole body has arrived, read or not."""
@@ -168,6 +172,7 @@ class Client:
         self._hosts: dict[HostKey, Host] = {}
         self._connections: set[Connection] = set()
         self._urls: dict[str, tuple[Url, Proxy | None]] = {}
+        self._heads: dict[tuple[object, ...], bytes] = {}
 
     async def __aenter__(self) -> Self:
         self._running_loop()
@@ -268,7 +273,7 @@ class Client:
             pin = _address(pin, where)
         pieces = (body,) if isinstance(body, bytes) else body
         # Once, before anything is opened: `headers` may be an iterator, and a bad header must leave nothing behind.
-        head = _head(method, where, headers, sum(map(len, pieces)), proxy, pin)
+        head = self._head(method, where, headers, sum(map(len, pieces)), proxy, pin)
         total_at = inf if limits.total is None else loop.time() + limits.total
         fresh = False
         while True:
@@ -284,10 +289,16 @@ class Client:
                 idle_on=idle_on,
                 without_body=method == "HEAD",
             )
-            connection = await self._lend(host, where, exchange, limits, total_at, fresh)
+            taken = host.take()
+            connection = host.pop() if taken and not fresh else None
+            if connection is None:
+                connection = await self._lend(host, where, exchange, limits, total_at, fresh, taken=taken)
+            else:
+                exchange.reused = True
             try:
                 connection.begin(exchange)
-                await connection.send(head, pieces)
+                if not connection.send_at_once(head, pieces):
+                    await connection.send(head, pieces)
                 await exchange.head()
             except BaseException as error:
                 if exchange.source is not None:
@@ -299,11 +310,11 @@ class Client:
             return exchange
 
     async def _lend(
-        self, host: Host, url: Url, exchange: Exchange, limits: Timeouts, total_at: float, fresh: bool
+        self, host: Host, url: Url, exchange: Exchange, limits: Timeouts, total_at: float, fresh: bool, *, taken: bool
     ) -> Connection:
-        if host.take():
-            connection = None if fresh else host.pop()
-        else:
+        """Return a connection where none is idle: one that another request gives back, or a new one."""
+        connection = None
+        if not taken:
             seconds, phase = _budget(limits.pool, "pool", total_at)
             connection = await host.queue(seconds, phase, url.endpoint, first=fresh)
             if connection is not None and fresh:
@@ -364,6 +375,22 @@ class Client:
             context = await run_in_thread(_default_context)
             self._context = self._context or context
         return self._context
+
+    def _head(
+        self, method: str, url: Url, headers: HeaderInput, size: int, proxy: Proxy | None, pin: str | None
+    ) -> bytes:
+        """Return the bytes of a head; that of a request with a body is checked and kept but for its length."""
+        if not size:
+            return _head(method, url, headers, size, proxy, pin)
+        pairs = tuple(headers.items() if type(headers) is dict or isinstance(headers, Mapping) else headers)
+        key = (method, url.scheme, url.authority, url.target, pairs, pin)
+        start = self._heads.get(key)
+        if start is None:
+            if len(self._heads) >= 256:
+                self._heads.clear()
+            whole = _head(method, url, pairs, 1, proxy, pin)
+            start = self._heads[key] = whole.removesuffix(b"content-length: 1\r\n\r\n")
+        return b"%bcontent-length: %d\r\n\r\n" % (start, size)
 
     def _host(self, url: Url, proxy: Proxy | None, pin: str | None) -> Host:
         key = (url.scheme, url.host, url.port, pin or "")

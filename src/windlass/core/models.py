@@ -42,6 +42,7 @@ class Capabilities(Struct, frozen=True):
 
     `reasoning` says how thinking is asked for: not at all, by an effort word, by a token budget, by a switch, or
     adaptively. `cache_breakpoints` asks for `cache_control` marks. `max_tokens_field` is OpenAI's two spellings.
+    `prefill` says that an assistant message at the end is continued, not answered.
     """
 
     vision: bool = True
@@ -56,6 +57,7 @@ class Capabilities(Struct, frozen=True):
     max_tokens_field: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
     max_output: int | None = None
     context: int | None = None
+    prefill: bool = False
 
 
 def cost_of(usage: Usage, prices: Prices) -> int | None:
@@ -113,4 +115,4 @@ def facts_of(provider: str, model: str) -> ModelFacts:
 
 
 #: Providers that run on the user's own machine.
-_FREE = frozenset({"local", "echo", "ollama", "llama_cpp", "lmstudio", "vllm"})
+_FREE = frozenset({"local", "echo", "fault", "ollama", "llama_cpp", "lmstudio", "vllm"})

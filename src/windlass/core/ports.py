@@ -15,10 +15,13 @@ from windlass.core.events import Event
 from windlass.core.items import Item
 from windlass.core.messages import Blob, ResponseStatus, Text, Uri
 from windlass.core.request import Request, ToolSpec
+from windlass.core.usage import Usage
 
 __all__ = [
     "Approver",
     "Capability",
+    "Embedder",
+    "Embeddings",
     "ExecResult",
     "FileInfo",
     "PermissionOption",
@@ -48,6 +51,24 @@ class Provider(Protocol):
     def name(self) -> str: ...
 
     def stream(self, request: Request, /) -> AsyncIterator[Item]: ...
+
+
+class Embeddings(Struct, frozen=True):
+    """The vectors of some texts, in their order, each a tuple of floats of the same length; `model` made them."""
+
+    vectors: tuple[tuple[float, ...], ...]
+    model: str
+    usage: Usage = Usage(estimated=True)
+
+
+@runtime_checkable
+class Embedder(Protocol):
+    """Turns texts into vectors; `dimensions` asks for shorter ones where that is known. Raises ProviderError kinds."""
+
+    @property
+    def name(self) -> str: ...
+
+    async def embed(self, texts: Sequence[str], model: str, *, dimensions: int | None = None) -> Embeddings: ...
 
 
 class ToolResult(Struct, frozen=True):

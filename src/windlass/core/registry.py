@@ -13,11 +13,11 @@ from typing import Any
 from windlass.core.config import Config
 from windlass.core.errors import ConfigError, UnknownNameError
 
-__all__ = ["BUILTIN", "load", "make", "model", "names", "resolve"]
+__all__ = ["BUILTIN", "load", "make", "model", "names", "provider", "resolve"]
 
 _VENDORS = (
     "openai", "openrouter", "cerebras", "groq", "deepseek", "mistral", "together", "fireworks", "baseten", "cohere",
-    "huggingface", "llama_cpp", "vllm", "lmstudio",
+    "huggingface", "gemini", "llama_cpp", "vllm", "lmstudio", "openai-responses", "codex",
 )  # fmt: skip
 #: port -> name -> "module:attr". ARCHITECTURE.md lists these arrows, and a test compares the two.
 BUILTIN: dict[str, dict[str, str]] = {
@@ -25,8 +25,10 @@ BUILTIN: dict[str, dict[str, str]] = {
         **dict.fromkeys(_VENDORS, "windlass.providers.vendors:make"),
         "anthropic": "windlass.providers.vendors:make",
         "ollama": "windlass.providers.vendors:make",
+        "bedrock": "windlass.providers.vendors:make",
         "local": "windlass.providers.own:make",
         "echo": "windlass.providers.own:make",
+        "fault": "windlass.providers.fault:make",
     },
     "tools": {
         name: f"windlass.tools.{module}:{name}"
@@ -41,7 +43,12 @@ BUILTIN: dict[str, dict[str, str]] = {
     "toolsets": {
         name: f"windlass.tools.toolsets:{name.upper()}" for name in ("files", "basic", "coding", "demo", "none")
     },
-    "stores": {"memory": "windlass.stores.memory:MemoryStore", "sqlite": "windlass.stores.sqlite:SqliteStore"},
+    "stores": {
+        "memory": "windlass.stores.memory:MemoryStore",
+        "sqlite": "windlass.stores.sqlite:SqliteStore",
+        "postgresql": "windlass.stores.postgres:PostgresStore",
+        "postgres": "windlass.stores.postgres:PostgresStore",
+    },
     "workspaces": {
         "memory": "windlass.workspaces.memory:MemoryWorkspace",
         "local": "windlass.workspaces.local:LocalWorkspace",
@@ -105,9 +112,10 @@ def make(port: str, spec: Any) -> Any:
 def model(spec: Any, config: Any = None, api_key: str | None = None) -> tuple[Any, str, str]:
     """Return (provider, model id, "provider:model-id") for what a user calls a model.
 
-    An object with `stream` is a provider itself; its `model` attribute, if any, is the id. None is the configured
-    default, and without one the embedded model. `api_key` wins over every configured key. Raises UnknownNameError,
-    MissingKeyError or ConfigError.
+    An object with `stream` is a provider itself; its `model` attribute, if any, is the id. None and "auto" are the
+    configured default, and without one the embedded model; "provider:auto" is that provider's default. For a route the
+    provider is the route, and its name stands for the other two. `api_key` wins over every configured key. Raises
+    UnknownNameError, MissingKeyError or ConfigError.
     """
     if hasattr(spec, "stream"):
         model_id = str(getattr(spec, "model", "") or "")
@@ -119,9 +127,17 @@ def model(spec: Any, config: Any = None, api_key: str | None = None) -> tuple[An
     name, _, model_id = config.alias(full).partition(":")
     if api_key is not None:
         config = config.with_key(name, api_key)
-    provider = config.provider(name, lambda: _provider_factory(name, config)(name, config))
-    model_id = model_id or str(getattr(provider, "default_model", ""))
-    return provider, model_id, f"{name}:{model_id}" if model_id else name
+    if (route := config.routed(full)) is not None:
+        return load("windlass.providers.routed:make")(route, config), route, route
+    made = provider(name, config)
+    if not model_id or model_id.strip().lower() == "auto":
+        model_id = str(getattr(made, "default_model", ""))
+    return made, model_id, f"{name}:{model_id}" if model_id else name
+
+
+def provider(name: str, config: Config) -> Any:
+    """Return the provider of that name, made at first use and kept with `config`. Raises as `model`."""
+    return config.provider(name, lambda: _provider_factory(name, config)(name, config))
 
 
 def _provider_factory(name: str, config: Config) -> Any:

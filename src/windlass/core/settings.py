@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from msgspec import Struct
 
-__all__ = ["PROVIDERS", "SETTINGS", "ProviderEnv", "Setting"]
+__all__ = ["ALIASES", "OWN_AUTO", "PROVIDERS", "SAME_ACCOUNT", "SETTINGS", "ProviderEnv", "Setting"]
 
 
 class Setting(Struct, frozen=True):
@@ -74,6 +74,8 @@ SETTINGS: dict[str, Setting] = {
         _s("tools", "str", None, "WINDLASS_TOOLS", "tools of the command line, by name or set, with commas"),
         _s("store", "str", None, "WINDLASS_STORE", "where sessions are kept: sqlite:PATH, or memory to keep "
             "nothing; unset is sessions.db in the data folder", project=False),
+        _s("accounts", "str", None, "WINDLASS_ACCOUNTS", "where keys, budgets and request records are kept: "
+            "sqlite:PATH or postgresql://…; unset is accounts.db in the data folder", project=False),
         _s("home", "path", None, "WINDLASS_HOME", "folder of everything Windlass keeps", project=False),
     )
 }  # fmt: skip
@@ -119,6 +121,11 @@ PROVIDERS: dict[str, ProviderEnv] = {
     ),
     "llama_cpp": _vendor("llama_cpp", "LLAMA_CPP_API_KEY", "LLAMA_CPP_BASE_URL", "LLAMA_CPP_MODEL"),
     "huggingface": _vendor("huggingface", "HF_TOKEN HF_API_TOKEN ABI_HF_API_TOKEN"),
+    "codex": _vendor(
+        "codex", "CODEX_ACCESS_TOKEN", "CODEX_BASE_URL", "CODEX_MODEL",
+        account_id="CHATGPT_ACCOUNT_ID", home="CODEX_HOME", refresh_url="CODEX_REFRESH_TOKEN_URL_OVERRIDE",
+    ),
+    "gemini": _vendor("gemini", "GEMINI_API_KEY GOOGLE_API_KEY", "GEMINI_BASE_URL", "GEMINI_MODEL"),
     "cerebras": _vendor("cerebras", "CEREBRAS_API_KEY"),
     "groq": _vendor("groq", "GROQ_API_KEY"),
     "deepseek": _vendor("deepseek", "DEEPSEEK_API_KEY"),
@@ -129,4 +136,27 @@ PROVIDERS: dict[str, ProviderEnv] = {
     "cohere": _vendor("cohere", "COHERE_API_KEY CO_API_KEY"),
     "vllm": _vendor("vllm", "VLLM_API_KEY", "VLLM_BASE_URL"),
     "lmstudio": _vendor("lmstudio", "LMSTUDIO_API_KEY", "LMSTUDIO_BASE_URL"),
+    "bedrock": _vendor(
+        "bedrock", "AWS_BEARER_TOKEN_BEDROCK",
+        "BEDROCK_BASE_URL BEDROCK_RUNTIME_BASE_URL AWS_ENDPOINT_URL_BEDROCK_RUNTIME", "BEDROCK_MODEL",
+        region="BEDROCK_REGION AWS_REGION AWS_DEFAULT_REGION", profile="AWS_PROFILE",
+        access_key_id="BEDROCK_ACCESS_KEY_ID AWS_ACCESS_KEY_ID",
+        secret_access_key="BEDROCK_SECRET_ACCESS_KEY AWS_SECRET_ACCESS_KEY",  # noqa: S106 - names of variables
+        session_token="BEDROCK_SESSION_TOKEN AWS_SESSION_TOKEN",  # noqa: S106 - names of variables
+    ),
 }  # fmt: skip
+
+#: Vendors that are another one's further endpoint: they have its variables and its key.
+SAME_ACCOUNT: dict[str, str] = {"openai-responses": "openai"}
+#: Other names of providers, in lower case: those of reference A and of habit.
+ALIASES: dict[str, str] = {
+    "ollama_qwen": "ollama",
+    "qwen": "ollama",
+    "claude": "anthropic",
+    "llama.cpp": "llama_cpp",
+    "hf": "huggingface",
+    "google": "gemini",
+    "aws": "bedrock",
+}
+#: Vendors with a model of their own behind "auto"; everywhere else it is the provider's default model.
+OWN_AUTO: dict[str, str] = {"openrouter": "openrouter/auto"}

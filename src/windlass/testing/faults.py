@@ -7,13 +7,15 @@
 
 The script is a list of steps. Every request that arrives, on whatever connection, takes the next one; the last step
 answers all further requests. A step is data: the bytes of the answer with pauses between them, and how it ends.
-It listens on loopback only and keeps what it received in memory.
+Instead of a list, a function may say what each request gets. It listens on loopback unless told otherwise and keeps
+what it received in memory.
 """
 
 from __future__ import annotations
 
 import asyncio
 import gzip
+import os
 import socket
 import ssl
 import struct
@@ -232,20 +234,33 @@ class _Watched(asyncio.StreamReaderProtocol):
 
 
 class FaultServer:
-    """Serve a script on a free loopback port; `ssl_context` makes it https.
+    """Serve a script, or what a function of the request returns, on `host` and `port` (0: a free one).
 
-    `requests` and `connections` tell what came, `open` how many connections are open now. A body that never came
-    whole leaves no request. A client that closes its side of a connection is taken as gone.
+    `requests` (the last `keep`; all by default) and `connections` tell what came, `open` how many connections are open
+    now. A body that never came whole leaves no request. A client that closes its side of a connection is taken as
+    gone. `ssl_context` makes it https.
     """
 
-    def __init__(self, script: Sequence[Step], *, ssl_context: ssl.SSLContext | None = None) -> None:
-        if not script:
+    def __init__(
+        self,
+        script: Sequence[Step] | Callable[[Received], Step],
+        *,
+        ssl_context: ssl.SSLContext | None = None,
+        host: str = "127.0.0.1",
+        port: int = 0,
+        keep: int | None = None,
+    ) -> None:
+        self.script: list[Step] = [] if callable(script) else list(script)
+        self._step = script if callable(script) else self._scripted
+        if not callable(script) and not self.script:
             raise ValueError("The script needs at least one step.")
-        self.script = list(script)
         self.requests: list[Received] = []
         self.connections = 0
         self.open = 0
+        self._address, self._keep, self._dropped = (host, port), keep, 0
         self._ssl = ssl_context
+        self._socket: socket.socket | None = None
+        self._starting: asyncio.Task[None] | None = None
         self._server: asyncio.Server | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._changed = asyncio.Event()
@@ -253,35 +268,63 @@ class FaultServer:
     @property
     def port(self) -> int:
         """The port it listens on."""
-        assert self._server is not None, "the server runs inside `async with`"
-        return int(self._server.sockets[0].getsockname()[1])
+        assert self._socket is not None, "the server runs inside `async with`, or from `listen` to `close`"
+        return int(self._socket.getsockname()[1])
 
     @property
     def url(self) -> str:
         """The base URL, without a slash at its end."""
-        return f"{'https' if self._ssl is not None else 'http'}://127.0.0.1:{self.port}"
+        host = self._address[0]
+        return f"{'https' if self._ssl is not None else 'http'}://{f'[{host}]' if ':' in host else host}:{self.port}"
+
+    def listen(self) -> None:
+        """Take the port at once, without waiting; who connects is served from the loop's next turns on.
+
+        For callers that cannot use `async with`; end it with `close`. Raises OSError where the port is not free.
+        """
+        self._socket = _listening(self._address)
+        self._starting = asyncio.get_running_loop().create_task(self._start(self._socket))
+
+    async def close(self) -> None:
+        """Stop listening, end every connection, and wait until they are gone. May be repeated."""
+        # Everything is let go before the first wait, which a second cancellation may cut short.
+        tasks = [*self._tasks, *([self._starting] if self._starting is not None else [])]
+        for task in tasks:
+            task.cancel()
+        if self._server is not None:
+            self._server.close()
+        if self._socket is not None:
+            self._socket.close()
+        if tasks:
+            await asyncio.wait(tasks)
+        if self._server is not None:
+            await self._server.wait_closed()
 
     async def __aenter__(self) -> Self:
-        loop = asyncio.get_running_loop()
-        self._server = await loop.create_server(lambda: _Watched(self._accept), "127.0.0.1", 0, ssl=self._ssl)
+        self.listen()
+        assert self._starting is not None
+        try:
+            await self._starting
+        except BaseException:
+            await self.close()
+            raise
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        assert self._server is not None
-        self._server.close()
-        for task in self._tasks:
-            task.cancel()
-        if self._tasks:
-            await asyncio.wait(self._tasks)
-        await self._server.wait_closed()
+        await self.close()
+
+    async def _start(self, sock: socket.socket) -> None:
+        loop = asyncio.get_running_loop()
+        # In two steps: cancelled amid the second, `create_server` would leave a server that nobody could close.
+        made = loop.create_server(lambda: _Watched(self._accept), sock=sock, ssl=self._ssl, start_serving=False)
+        self._server = await made
+        await self._server.start_serving()
 
     async def wait(self, *, requests: int = 0, connections: int = 0, open: int | None = None) -> None:
         """Wait until at least so many requests and connections came and exactly `open` connections are open."""
-        while (
-            len(self.requests) < requests or self.connections < connections or (open is not None and self.open != open)
-        ):
+        while self._came < requests or self.connections < connections or (open is not None and self.open != open):
             self._changed.clear()
             await self._changed.wait()
 
@@ -307,8 +350,11 @@ class FaultServer:
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, number: int) -> None:
         try:
             while (request := await _read_request(reader, number)) is not None:
-                step = self.script[min(len(self.requests), len(self.script) - 1)]
+                step = self._step(request)
                 self.requests.append(request)
+                if self._keep is not None and len(self.requests) > self._keep:
+                    del self.requests[0]
+                    self._dropped += 1
                 self._changed.set()
                 parts, end = step.script()
                 await _play(parts, writer)
@@ -320,6 +366,28 @@ class FaultServer:
                     return
         except (ConnectionError, ssl.SSLError):
             return  # the client went away, which is an ordinary thing to test
+
+    def _scripted(self, _: Received) -> Step:
+        return self.script[min(self._came, len(self.script) - 1)]
+
+    @property
+    def _came(self) -> int:
+        return self._dropped + len(self.requests)
+
+
+def _listening(address: tuple[str, int]) -> socket.socket:
+    family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
+    # Not `socket.create_server`: asyncio sends without delay only where it is told that the protocol is TCP.
+    sock = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    try:
+        if os.name == "posix":
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind(address)
+        sock.listen(100)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
 
 
 async def _play(parts: Sequence[Part], writer: asyncio.StreamWriter) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-__all__ = ["check_anthropic", "check_ollama", "check_openai"]
+__all__ = ["check_anthropic", "check_gemini", "check_ollama", "check_openai"]
 
 _ANTHROPIC_ID = re.compile(r"[a-zA-Z0-9_-]+")
 _THINKING = ("thinking", "redacted_thinking")
@@ -217,3 +217,67 @@ def _answers(message: dict[str, Any], call: dict[str, Any]) -> bool:
     if message.get("tool_call_id") and call.get("id"):
         return message["tool_call_id"] == call["id"]
     return message.get("tool_name") == _object(call.get("function")).get("name")
+
+
+# ------------------------------------------------------------------------------------------------------------ Gemini
+
+#: The fields of a part of which exactly one holds its data.
+_PART_DATA = (
+    "text", "inlineData", "fileData", "functionCall", "functionResponse", "executableCode", "codeExecutionResult",
+)  # fmt: skip
+
+
+def check_gemini(body: dict[str, Any]) -> list[str]:
+    """Check a generateContent body: the user begins, no content and no text is empty, each part holds one thing.
+
+    Calls are answered in the very next content, alone, in their order and with their ids and names; no id is used
+    twice; the first call of a content is signed, as Gemini 3 demands.
+    """
+    problems: list[str] = []
+    contents = _objects(body.get("contents"))
+    if not contents or len(contents) != len(body["contents"]):
+        problems.append("contents must be a non-empty array of objects")
+    elif contents[0].get("role") != "user":
+        problems.append("contents[0]: a conversation begins with the user")
+    waiting: list[tuple[Any, Any]] = []
+    seen: list[Any] = []
+    for at, content in enumerate(contents):
+        where, role, parts = f"contents[{at}]", content.get("role"), _objects(content.get("parts"))
+        if role not in ("user", "model"):
+            problems.append(f"{where}: role {role!r}")
+        if not parts:
+            problems.append(f"{where}: no parts")
+        problems += _gemini_parts(parts, where)
+        calls = [_object(part["functionCall"]) for part in parts if "functionCall" in part]
+        answers = [_object(part["functionResponse"]) for part in parts if "functionResponse" in part]
+        if [(item.get("id"), item.get("name")) for item in answers] != waiting:
+            problems.append(f"{where}: calls {waiting} are followed by responses {answers}")
+        if answers and len(answers) < len(parts):
+            problems.append(f"{where}: function responses stand alone")
+        if (calls and role != "model") or (answers and role != "user"):
+            problems.append(f"{where}: calls and responses in a content of the role {role}")
+        waiting = [(call.get("id"), call.get("name")) for call in calls]
+        ids = [call["id"] for call in calls if call.get("id")]
+        problems += [f"{where}: the id {item!r} is used twice" for item in ids if item in seen]
+        problems += [f"{where}: the id {item!r} is used twice" for item in _duplicates(ids)]
+        seen += ids
+        first = next((part for part in parts if "functionCall" in part), None)
+        if first is not None and not first.get("thoughtSignature"):
+            problems.append(f"{where}: the first call is not signed")
+    return problems + ([f"the calls {waiting} at the end have no response"] if waiting else [])
+
+
+def _gemini_parts(parts: list[dict[str, Any]], where: str) -> list[str]:
+    problems: list[str] = []
+    for number, part in enumerate(parts):
+        at, held = f"{where}.parts[{number}]", [key for key in _PART_DATA if key in part]
+        if len(held) != 1:
+            problems.append(f"{at}: holds {held}, not one thing")
+        if part.get("text") == "" and not part.get("thoughtSignature"):
+            problems.append(f"{at}: empty text")
+        call, answer = part.get("functionCall"), part.get("functionResponse")
+        if call is not None and (not _object(call).get("name") or not isinstance(_object(call).get("args"), dict)):
+            problems.append(f"{at}: a call needs a name, and args that are an object")
+        if answer is not None and not isinstance(_object(answer).get("response"), dict):
+            problems.append(f"{at}: a response must be an object")
+    return problems

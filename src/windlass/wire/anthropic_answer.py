@@ -23,6 +23,7 @@ from windlass.core.errors import (
     ProviderError,
     ProviderTimeoutError,
     RateLimitError,
+    RequestRefused,
     SessionBusy,
     SessionNotFound,
     TransportError,
@@ -289,8 +290,24 @@ _ERRORS: tuple[tuple[type[WindlassError], int, str], ...] = (
 )
 
 
+#: platform.claude.com/docs/en/api/errors
+_KINDS = {
+    401: "authentication_error",
+    402: "billing_error",
+    403: "permission_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    504: "timeout_error",
+    529: "overloaded_error",
+}
+
+
 def error_data(error: WindlassError) -> tuple[int, dict[str, Any]]:
     """Return the HTTP status and the error object that tell a client of this error."""
+    if isinstance(error, RequestRefused):
+        kind = _KINDS.get(error.status, "api_error" if error.status >= 500 else "invalid_request_error")
+        return error.status, {"type": "error", "error": {"type": kind, "message": str(error)}}
     status, kind = next(((status, kind) for of, status, kind in _ERRORS if isinstance(error, of)), (500, "api_error"))
     if isinstance(error, AuthError):
         # A provider that refuses *our* key is no fault of the client's key.

@@ -103,6 +103,10 @@ class Dialect(Protocol):
     #: The dialect's name, for messages.
     name: ClassVar[str]
 
+    def dropped_settings(self, request: Request, caps: Capabilities) -> list[str]:
+        """Return the names of the settings that are given and that this vendor or model cannot be told."""
+        ...
+
     def encode_request(self, request: Request, caps: Capabilities, *, stream: bool) -> bytes:
         """Return the body to send; `request.settings.extra` is merged last.
 
@@ -309,15 +313,21 @@ def wire_id(our_id: str, rule: IdRule) -> str:
 
 # ------------------------------------------------------------------------------------------------------- errors
 
-_AUTH = "invalid_api_key authentication_error permission_error permission_denied invalid_authentication unauthenticated"
+_AUTH = (
+    "invalid_api_key authentication_error permission_error permission_denied invalid_authentication unauthenticated "
+    "api_key_invalid"  # Google, with 400
+)
 _RATE = "rate_limit_exceeded rate_limit_error rate_limited insufficient_quota too_many_requests resource_exhausted"
 _BROKEN = (
     "overloaded_error overloaded engine_overloaded_error server_overloaded server_error api_error internal_error "
     "internal_server_error internalservererror service_unavailable service_unavailable_error unavailable "
-    "unavailable_error internal bad_gateway provider_unavailable"
+    "unavailable_error internal bad_gateway provider_unavailable "
+    "generation incomplete_generation incomplete_generation_stream"  # TGI, with 424 and 500
 )
 _CONTEXT = "context_length_exceeded exceed_context_size_error model_context_window_exceeded context_window_exceeded"
-_MISSING = "model_not_found not_found_error notfounderror not_found deploymentnotfound model_not_available"
+_MISSING = (
+    "model_not_found not_found_error notfounderror not_found deploymentnotfound model_not_available model_not_supported"
+)
 _TIMEOUT = "timeout timeout_error request_timeout deadline_exceeded gateway_timeout"
 #: Vendors' own words (`error.code`, else `error.type`), lower case.
 _CODES: dict[str, type[ProviderError]] = {
@@ -330,13 +340,28 @@ _CODES: dict[str, type[ProviderError]] = {
         (_MISSING, ModelNotFoundError),
         (_TIMEOUT, ProviderTimeoutError),
         ("unknown_url", BadRequestError),
+        # Reference A, and our own gateway on chat completions.
+        ("provider_auth_failed", AuthError),
+        ("provider_rate_limited", RateLimitError),
+        ("provider_upstream_error", OverloadedError),
+        ("provider_not_found", ModelNotFoundError),
+        ("provider_timeout", ProviderTimeoutError),
+        ("provider_rejected_request", BadRequestError),
+        # AWS: the names of Bedrock's exceptions.
+        ("accessdeniedexception unrecognizedclientexception expiredtokenexception", AuthError),
+        ("throttlingexception servicequotaexceededexception", RateLimitError),
+        ("serviceunavailableexception internalserverexception modelnotreadyexception", OverloadedError),
+        ("modelstreamerrorexception modelerrorexception", OverloadedError),
+        ("resourcenotfoundexception", ModelNotFoundError),
+        ("modeltimeoutexception", ProviderTimeoutError),
     )
     for word in words.split()
 }
 #: Words that say no more than "bad request": the text may still tell of a full context.
 _VAGUE_WORDS = (
     "invalid_request_error invalid_request badrequesterror bad_request bad_request_error invalid_argument "
-    "validation_error invalid_value server_error api_error internal_error internal_server_error"
+    "validation_error invalid_value server_error api_error internal_error internal_server_error validationexception "
+    "validation template_error tool_error missing_template_variable"  # TGI
 )
 _VAGUE = frozenset(_VAGUE_WORDS.split())
 #: How vendors tell of a full context where no code does (server or vendor in brackets). Each is linear in the text.
@@ -351,13 +376,13 @@ _FULL = re.compile(
     r"|input token count[^.]{0,60} exceeds the maximum"  # Google
     r"|maximum prompt length is \d"  # xAI
     r"|reduce the length of (?:the|your) (?:messages|prompt|input)"  # Groq, Cerebras
-    r"|input is too long for requested model"  # Bedrock
+    r"|input is too long for requested model|number of input tokens exceeds maximum"  # Bedrock
     r"|context window exceeds limit"  # MiniMax
     r"|exceeded model token limit"  # Moonshot
     r"|prompt (?:token count[^.]{0,40} )?exceeds (?:the limit of|max length)"  # Copilot, Z.ai
     r"|model's context length is only"  # vLLM
     r"|context[_ ]length[_ ]exceeded"
-    r"|tokens \+ `?max_new_tokens`? must be <="  # TGI, Together
+    r"|tokens \+ `?max_new_tokens`? must be <=|`inputs` must have less than \d"  # TGI, Together
     r"|prompt tokens? exceeds?|too many tokens: total",  # Cohere
     re.IGNORECASE,
 )

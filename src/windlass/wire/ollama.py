@@ -41,7 +41,7 @@ from windlass.wire.ollama_answer import (
 )
 from windlass.wire.ollama_request import OPTIONS, decode_request
 
-__all__ = ["DIALECT", "OllamaChat", "dropped_settings", "encode_messages"]
+__all__ = ["DIALECT", "OllamaChat", "dropped_settings", "encode_messages", "encode_settings"]
 
 _LOAD_OPTIONS = frozenset(
     (
@@ -62,22 +62,13 @@ class OllamaChat:
 
         Raises UnsupportedInputError for a tool, image or document the model cannot take.
         """
-        fields: dict[str, Any] = {"model": request.model, "stream": stream}
+        fields: dict[str, Any] = {}
         if tools := _tools(request, caps):
             fields["tools"] = tools
             if request.tool_choice != "auto":
                 # No version honours it yet; one that does must not be told less.
                 fields["tool_choice"] = request.tool_choice
-        think = _think(request.settings, caps)
-        if think is not None:
-            fields["think"] = think
-        if request.output_schema is not None and caps.structured_output:
-            fields["format"] = request.output_schema
-        if options := _options(request.settings):
-            fields["options"] = options
-        fields.update({key: value for key, value in request.settings.extra.items() if key not in _LOAD_OPTIONS})
-        if options:
-            fields["options"] = options
+        fields.update(encode_settings(request, caps, stream=stream))
         own: Any = fields.pop("messages", None)
         messages = _messages(request, caps) if own is None else dumps(own)[1:-1]
         return b"".join([dumps(fields)[:-1], b',"messages":[', messages, b"]}"])
@@ -142,6 +133,20 @@ dropped_settings = DIALECT.dropped_settings
 
 
 # --------------------------------------------------------------------------------------------------------- settings
+
+
+def encode_settings(request: Request, caps: Capabilities, *, stream: bool) -> dict[str, Any]:
+    """Return what is said besides the prompt: model, stream, think, format, options; `settings.extra` comes last."""
+    out: dict[str, Any] = {"model": request.model, "stream": stream}
+    think = _think(request.settings, caps)
+    if think is not None:
+        out["think"] = think
+    if request.output_schema is not None and caps.structured_output:
+        out["format"] = request.output_schema
+    out.update({key: value for key, value in request.settings.extra.items() if key not in _LOAD_OPTIONS})
+    if options := _options(request.settings):
+        out["options"] = options
+    return out
 
 
 def _think(settings: Settings, caps: Capabilities) -> bool | str | None:

@@ -6,7 +6,7 @@ Source: docs.ollama.com/api/chat and /api/errors. A stream is one JSON object a 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 from windlass.core.clock import now_ns, rfc3339
 from windlass.core.errors import (
@@ -20,6 +20,7 @@ from windlass.core.errors import (
     ProviderError,
     ProviderTimeoutError,
     RateLimitError,
+    RequestRefused,
     SessionBusy,
     SessionNotFound,
     StreamInterrupted,
@@ -49,6 +50,7 @@ __all__ = [
     "IDS",
     "KEY",
     "MAX_LINE",
+    "OllamaReader",
     "OllamaStreamDecoder",
     "OllamaStreamEncoder",
     "argument_text",
@@ -57,6 +59,7 @@ __all__ = [
     "decode_response",
     "encode_error",
     "encode_response",
+    "encode_tail",
 ]
 
 #: The dialect's name and its key in `provider_metadata`.
@@ -66,6 +69,8 @@ IDS: Final = IdRule(64)
 #: Bytes of one line that we hold before giving up.
 MAX_LINE: Final = 16 * 1024 * 1024
 _TOP = frozenset(("model", "created_at", "message", "done", "done_reason", "prompt_eval_count", "eval_count"))
+#: What Ollama measures, in nanoseconds; it goes out again where a provider said it.
+_DURATIONS = ("total_duration", "load_duration", "prompt_eval_duration", "eval_duration")
 _CALL = frozenset(("id", "type", "function"))
 
 
@@ -93,8 +98,15 @@ def _line_of(data: dict[str, Any]) -> bytes:
     return line + b"\n"
 
 
-class _Reader:
+class OllamaReader:
     """Turn decoded lines (or one whole answer) into items, and keep what `Finish` needs."""
+
+    #: The fields of a line that have words of ours; the others are kept in `provider_metadata`.
+    known: ClassVar[frozenset[str]] = _TOP
+
+    def message_of(self, data: dict[str, Any]) -> dict[str, Any]:
+        """Return the message of a line: its content, thinking and tool_calls."""
+        return as_dict(data.get("message"))
 
     def __init__(self) -> None:
         self.assembler = Assembler()
@@ -105,7 +117,7 @@ class _Reader:
         """Append the items of one line; True when it was the last one. Raises the error that a line holds."""
         if "error" in data:
             raise _error_in(data, self.assembler.text)
-        message = as_dict(data.get("message"))
+        message = self.message_of(data)
         if thought := as_str(message.get("thinking")):
             self._add(ReasoningItem(thought), out)
         if text := as_str(message.get("content")):
@@ -144,7 +156,7 @@ class _Reader:
             # A prompt that was wholly cached has no `prompt_eval_count` in older versions.
             usage = Usage(as_int(data.get("prompt_eval_count")), as_int(data.get("eval_count")))
             out.append(UsageItem(usage))
-        rest = {key: value for key, value in data.items() if key not in _TOP and value is not None}
+        rest = {key: value for key, value in data.items() if key not in self.known and value is not None}
         return Finish(
             self.assembler.message(finish_reason=reason),
             usage=usage,
@@ -161,7 +173,7 @@ def decode_response(body: bytes) -> Finish:
     if "error" not in data and not isinstance(data.get("message"), dict):
         raise WireError(f"The answer has no message: {excerpt(body)!r}.")
     out: list[Item] = []
-    _Reader().take({**data, "done": True}, out)
+    OllamaReader().take({**data, "done": True}, out)
     finish = out[-1]
     assert isinstance(finish, Finish)
     if data.get("done") is False:
@@ -172,8 +184,8 @@ def decode_response(body: bytes) -> Finish:
 class OllamaStreamDecoder:
     """Read one stream (`StreamDecoder`); `"done": true` ends it. A line is held up to `MAX_LINE` bytes."""
 
-    def __init__(self, max_line: int = MAX_LINE) -> None:
-        self._reader = _Reader()
+    def __init__(self, max_line: int = MAX_LINE, reader: OllamaReader | None = None) -> None:
+        self._reader = reader or OllamaReader()
         self._rest = bytearray()
         self._max = max_line
         self._done = False
@@ -253,20 +265,23 @@ def _parts(message: Message) -> dict[str, Any]:
     return out
 
 
-def _tail(finish: Finish) -> dict[str, Any]:
+def encode_tail(finish: Finish) -> dict[str, Any]:
+    """Return what the last line says of an answer: why it ended, its counts, and its durations where they are known."""
     cut = finish.reason in ("length", "interrupted", "error")
+    kept = as_dict((finish.provider_metadata or {}).get(KEY))
     return {
         "done": True,
         "done_reason": "length" if cut else "stop",
         "prompt_eval_count": finish.usage.input_tokens,
         "eval_count": finish.usage.output_tokens,
+        **{name: kept[name] for name in _DURATIONS if isinstance(kept.get(name), int)},
     }
 
 
 def encode_response(finish: Finish, *, model: str, created: int) -> bytes:
     """Return a whole answer; `created` is in Unix seconds."""
     head = {"model": model, "created_at": rfc3339(created * 1_000_000_000)}
-    return dumps({**head, "message": _parts(finish.message), **_tail(finish)})
+    return dumps({**head, "message": _parts(finish.message), **encode_tail(finish)})
 
 
 class OllamaStreamEncoder:
@@ -293,9 +308,12 @@ class OllamaStreamEncoder:
         """Return the error line, on which the official SDK raises."""
         return _line_of({"error": str(exc)})
 
+    def _message(self, fields: dict[str, Any]) -> dict[str, Any]:
+        return {"message": {"role": "assistant", **fields}}
+
     def _line(self, fields: dict[str, Any]) -> bytes:
         self._said = True
-        return _line_of({**self._head, "message": {"role": "assistant", **fields}, "done": False})
+        return _line_of({**self._head, **self._message(fields), "done": False})
 
     def _finish(self, finish: Finish) -> bytes:
         out = b""
@@ -313,8 +331,7 @@ class OllamaStreamEncoder:
             return out + self.error(
                 StreamInterrupted("The answer was cut short upstream; what came before is partial.")
             )
-        last = {**self._head, "message": {"role": "assistant", "content": ""}, **_tail(finish)}
-        return out + _line_of(last)
+        return out + _line_of({**self._head, **self._message({"content": ""}), **encode_tail(finish)})
 
 
 # --------------------------------------------------------------------------------------------------------- errors
@@ -375,6 +392,8 @@ _STATUS: tuple[tuple[type[WindlassError], int], ...] = (
 
 def encode_error(error: WindlassError) -> tuple[int, bytes]:
     """Return (HTTP status, `{"error": text}`)."""
+    if isinstance(error, RequestRefused):
+        return error.status, dumps({"error": str(error)})
     status = next((status for kind, status in _STATUS if isinstance(error, kind)), 500)
     if isinstance(error, AuthError):
         # A credential that the upstream refused is our fault, not the client's.

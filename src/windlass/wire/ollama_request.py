@@ -16,7 +16,7 @@ from windlass.core.request import Request, Settings, ThinkingLevel, ToolSpec
 from windlass.wire.base import DecodedRequest, as_dict, as_list, as_str, bad_field
 from windlass.wire.ollama_answer import argument_text
 
-__all__ = ["OPTIONS", "decode_messages", "decode_request"]
+__all__ = ["OPTIONS", "decode_format", "decode_images", "decode_messages", "decode_request", "decode_settings"]
 
 #: (name in `options`, name in our settings).
 OPTIONS: Final = (
@@ -56,11 +56,6 @@ def decode_request(body: bytes) -> DecodedRequest:
     system: list[str] = []
     while messages and messages[0].role == "system":
         system.append(messages.pop(0).text)
-    form = data.get("format")
-    if isinstance(form, str) and form:
-        extra["format"] = form
-    elif form is not None and not isinstance(form, (dict, str)):
-        raise bad_field("format", "must be json or a JSON Schema object")
     choice = data.get("tool_choice")
     if choice is not None and (not isinstance(choice, str) or not choice):
         raise bad_field("tool_choice", "must be auto, none, required or the name of a tool")
@@ -70,8 +65,8 @@ def decode_request(body: bytes) -> DecodedRequest:
         system="\n\n".join([text for text in system if text]) or None,
         tools=_tools(data.get("tools")),
         tool_choice=choice or "auto",
-        settings=_settings(data, extra),
-        output_schema=form if isinstance(form, dict) else None,
+        settings=decode_settings(data, extra),
+        output_schema=decode_format(data.get("format"), extra),
     )
     return DecodedRequest(request, stream is not False, extra)
 
@@ -133,7 +128,7 @@ def decode_messages(rows: list[Any]) -> list[Message]:
             raise bad_field(path, "must be an object")
         role = row.get("role")
         text = _text(row, "content", path)
-        images = _images(row.get("images"), path)
+        images = decode_images(row.get("images"), f"{path}.images")
         if role == "assistant":
             out.append(_assistant(row, text, images, waiting, path))
         elif role == "tool":
@@ -147,10 +142,11 @@ def decode_messages(rows: list[Any]) -> list[Message]:
     return out
 
 
-def _images(value: Any, path: str) -> list[Blob]:
+def decode_images(value: Any, path: str) -> list[Blob]:
+    """Read the base64 images of a message or prompt. Raises BadRequestError that names the field."""
     out: list[Blob] = []
-    for at, data in enumerate(_array(value, f"{path}.images")):
-        where = f"{path}.images[{at}]"
+    for at, data in enumerate(_array(value, path)):
+        where = f"{path}[{at}]"
         if not isinstance(data, str):
             raise bad_field(where, "must be a base64 string")
         try:
@@ -221,7 +217,20 @@ def _tools(value: Any) -> tuple[ToolSpec, ...]:
     return tuple(out)
 
 
-def _settings(data: dict[str, Any], extra: dict[str, Any]) -> Settings:
+def decode_format(form: Any, extra: dict[str, Any]) -> dict[str, Any] | None:
+    """Return a JSON Schema; a word ("json") goes into `extra`. Raises BadRequestError for anything else."""
+    if isinstance(form, str) and form:
+        extra["format"] = form
+    elif form is not None and not isinstance(form, (dict, str)):
+        raise bad_field("format", "must be json or a JSON Schema object")
+    return form if isinstance(form, dict) else None
+
+
+def decode_settings(data: dict[str, Any], extra: dict[str, Any]) -> Settings:
+    """Read `options` and `think`; options without a word of ours go into `extra`.
+
+    Raises BadRequestError that names the field.
+    """
     given = data.get("options")
     if given is not None and not isinstance(given, dict):
         raise bad_field("options", "must be an object")

@@ -6,7 +6,7 @@ Source: platform.openai.com/docs/api-reference/chat/create, openrouter.ai/docs, 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from msgspec import Struct
 
@@ -20,7 +20,7 @@ from windlass.wire.base import MISTRAL_IDS, OPENAI_IDS, DecodedRequest, IdRule, 
 from windlass.wire.openai_chat_answer import (
     call_data,
     decode_error,
-    encode_error,
+    encode_chat_error,
     encode_response,
     reasoning_details,
     vendor_fields,
@@ -37,7 +37,7 @@ from windlass.wire.openai_chat_parts import (
 from windlass.wire.openai_chat_request import decode_request
 from windlass.wire.openai_chat_stream import ChatStreamDecoder, ChatStreamEncoder, decode_response
 
-__all__ = ["DIALECT", "MISTRAL", "OPENROUTER", "OpenAIChat", "dropped_settings"]
+__all__ = ["DIALECT", "MISTRAL", "OPENROUTER", "TGI", "OpenAIChat", "dropped_settings", "is_strict"]
 
 _FIELDS = (
     ("temperature", "temperature"),
@@ -56,6 +56,8 @@ class OpenAIChat(Struct, frozen=True):
     stripped, because vendors refuse what they do not know. `fields` maps our settings to the vendor's names; a setting
     that is not in it is dropped. `effort_off` is the `reasoning_effort` that turns thinking off, where there is one.
     `valid_arguments` sends `{}` for arguments that are no JSON object (vLLM, llama.cpp, Ollama and Mistral parse them).
+    `schema_form` "value" asks for JSON as TGI does, which takes no schema beside tools; `choice_by_name` forces a tool
+    by its bare name; `calls_alone` leaves out text beside calls; `top_p_below` is what `top_p` has to be less than.
     """
 
     name: ClassVar[str] = "openai_chat"
@@ -65,6 +67,10 @@ class OpenAIChat(Struct, frozen=True):
     fields: tuple[tuple[str, str], ...] = _FIELDS
     effort_off: str | None = None
     valid_arguments: bool = False
+    schema_form: Literal["json_schema", "value"] = "json_schema"
+    choice_by_name: bool = False
+    calls_alone: bool = False
+    top_p_below: float | None = None
 
     # ----------------------------------------------------------------------------------------------- requests
 
@@ -102,9 +108,12 @@ class OpenAIChat(Struct, frozen=True):
             out.append("thinking")
         if settings.parallel_tool_calls is not None and request.tools and not caps.parallel_tool_calls:
             out.append("parallel_tool_calls")
-        if request.output_schema is not None and not caps.structured_output:
+        if request.output_schema is not None and not self._takes_schema(request, caps):
             out.append("output_schema")
         return out
+
+    def _takes_schema(self, request: Request, caps: Capabilities) -> bool:
+        return caps.structured_output and not (request.tools and self.schema_form == "value")
 
     def _settings(self, request: Request, caps: Capabilities, stream: bool) -> dict[str, Any]:
         settings = request.settings
@@ -117,7 +126,7 @@ class OpenAIChat(Struct, frozen=True):
             out[caps.max_tokens_field] = settings.max_tokens
         for ours, theirs in self.fields:
             value = getattr(settings, ours)
-            if value is not None:
+            if value is not None and not (ours == "top_p" and self.top_p_below and value >= self.top_p_below):
                 out[theirs] = value
         if settings.stop:
             out["stop"] = list(settings.stop)
@@ -125,10 +134,12 @@ class OpenAIChat(Struct, frozen=True):
         if effort is not None:
             out["reasoning_effort"] = effort
         schema = request.output_schema
-        if schema is not None and caps.structured_output:
+        if schema is not None and self._takes_schema(request, caps) and self.schema_form == "value":
+            out["response_format"] = {"type": "json", "value": schema}
+        elif schema is not None and caps.structured_output and self.schema_form == "json_schema":
             form: dict[str, Any] = {"name": "answer", "schema": schema}
             # `strict` refuses schemas with optional properties: ask for it only where it holds.
-            if _is_strict(schema):
+            if is_strict(schema):
                 form["strict"] = True
             out["response_format"] = {"type": "json_schema", "json_schema": form}
         return out
@@ -161,7 +172,8 @@ class OpenAIChat(Struct, frozen=True):
         if choice in ("none", "required"):
             out["tool_choice"] = choice
         elif choice != "auto":
-            out["tool_choice"] = {"type": "function", "function": {"name": choice}}
+            named_choice = {"type": "function", "function": {"name": choice}}
+            out["tool_choice"] = choice if self.choice_by_name else named_choice
         if request.settings.parallel_tool_calls is not None and caps.parallel_tool_calls:
             out["parallel_tool_calls"] = request.settings.parallel_tool_calls
         return out
@@ -217,6 +229,8 @@ class OpenAIChat(Struct, frozen=True):
         if calls and not caps.tools:
             raise unsupported(model, f"tools (the history holds a call of {calls[0].name!r})")
         text = "".join([assistant_text(part) for part in message.parts])
+        if calls and self.calls_alone:
+            text = ""
         # A call without text has null content; a message with neither is empty, not null.
         out = named(message, {"role": "assistant", "content": text if text or not calls else None})
         thoughts = [part for part in message.parts if isinstance(part, Reasoning)] if self.echo else []
@@ -263,10 +277,15 @@ class OpenAIChat(Struct, frozen=True):
         return ChatStreamDecoder()
 
     def stream_encoder(
-        self, *, model: str, response_id: str, created: int, include_usage: bool = True
+        self, *, model: str, response_id: str, created: int, include_usage: bool = True, begun: bool = False
     ) -> ChatStreamEncoder:
-        """Make an encoder for one stream; `include_usage` is the client's `stream_options.include_usage`."""
-        return ChatStreamEncoder(model=model, response_id=response_id, created=created, include_usage=include_usage)
+        """Make an encoder for one stream; `include_usage` is the client's `stream_options.include_usage`.
+
+        `begun` goes on with a stream of which the client has the beginning.
+        """
+        return ChatStreamEncoder(
+            model=model, response_id=response_id, created=created, include_usage=include_usage, begun=begun
+        )
 
     def decode_error(
         self,
@@ -283,7 +302,7 @@ class OpenAIChat(Struct, frozen=True):
 
     def encode_error(self, error: WindlassError) -> tuple[int, bytes]:
         """Return the HTTP status and body that tell a client of this error."""
-        return encode_error(error)
+        return encode_chat_error(error)
 
 
 #: OpenAI itself, and every vendor that differs in nothing.
@@ -294,6 +313,10 @@ OPENROUTER = OpenAIChat(
     fields=(*_FIELDS, ("top_k", "top_k"), ("repeat_penalty", "repetition_penalty")),
     effort_off="none",
 )
+#: Hugging Face's Text Generation Inference (github.com/huggingface/text-generation-inference, router/src). Its messages
+#: hold content or calls, content winning: a call beside text would be lost, and its response stand alone. A bare name
+#: as tool_choice is read by every version, OpenAI's object by those from 2.4.
+TGI = OpenAIChat(valid_arguments=True, schema_form="value", choice_by_name=True, calls_alone=True, top_p_below=1.0)
 MISTRAL = OpenAIChat(
     call_ids=MISTRAL_IDS,
     fields=tuple([(ours, "random_seed" if ours == "seed" else theirs) for ours, theirs in _FIELDS]),
@@ -310,10 +333,10 @@ def _extra(extra: Mapping[str, Any], fields: Mapping[str, Any], stream: bool) ->
     return out
 
 
-def _is_strict(schema: Any) -> bool:
+def is_strict(schema: Any) -> bool:
     """True when every object in a schema lists all its properties as required and allows no others."""
     if isinstance(schema, list):
-        return all(_is_strict(item) for item in schema)
+        return all(is_strict(item) for item in schema)
     if not isinstance(schema, dict):
         return True
     properties = schema.get("properties")
@@ -323,4 +346,4 @@ def _is_strict(schema: Any) -> bool:
         wanted = wanted if isinstance(wanted, list) else []
         if schema.get("additionalProperties") is not False or any(name not in wanted for name in names):
             return False
-    return all(_is_strict(value) for value in schema.values())
+    return all(is_strict(value) for value in schema.values())

@@ -15,18 +15,24 @@ from windlass.core.errors import (
     AuthError,
     BadRequestError,
     BodyTooLarge,
+    ConfigError,
     ContextExceededError,
     ModelNotFoundError,
     OverloadedError,
     PermissionRefused,
+    ProviderConnectionError,
     ProviderError,
     ProviderTimeoutError,
     RateLimitError,
+    RequestRefused,
     SessionBusy,
     SessionNotFound,
+    StreamInterrupted,
     TransportError,
     TransportTimeout,
+    UnsupportedInputError,
     WindlassError,
+    WireError,
 )
 from windlass.core.items import Finish, FinishReason
 from windlass.core.json import JsonError, dumps, loads
@@ -52,12 +58,14 @@ __all__ = [
     "decode_cost",
     "decode_error",
     "decode_usage",
+    "encode_chat_error",
     "encode_error",
     "encode_response",
     "encode_usage",
     "error_in",
     "finish_reason",
     "reasoning_details",
+    "told_finish_reason",
     "vendor_fields",
     "wire_finish_reason",
 ]
@@ -70,6 +78,8 @@ _REASONS: dict[str, FinishReason] = {
     "length": "length",
     "max_tokens": "length",
     "model_length": "length",  # Mistral
+    "eos_token": "stop",  # TGI
+    "stop_sequence": "stop",  # TGI
     "tool_calls": "tool_call",
     "function_call": "tool_call",
     "content_filter": "content_filter",
@@ -102,6 +112,17 @@ def finish_reason(raw: str | None, *, calls: bool, refused: bool = False) -> Fin
 def wire_finish_reason(reason: FinishReason) -> str:
     """Map our word to one the official SDKs know."""
     return _WIRE_REASONS[reason]
+
+
+def told_finish_reason(finish: Finish) -> str:
+    """Return the reason that a client reads.
+
+    The server's own word (reference A's `tool` and `tool_fallback`) where the answer carries one in
+    `provider_metadata["windlass"]`, else OpenAI's.
+    """
+    own = as_dict(finish.provider_metadata.get("windlass")) if finish.provider_metadata else {}
+    word = own.get("finish_reason")
+    return word if isinstance(word, str) else _WIRE_REASONS[finish.reason]
 
 
 # --------------------------------------------------------------------------------------------------- usage and cost
@@ -190,7 +211,7 @@ def encode_response(finish: Finish, *, model: str, response_id: str, created: in
     text = text_of(finish.message.parts)
     calls = finish.message.tool_calls
     message: dict[str, Any] = {"role": "assistant", "content": text if text or not calls else None, "refusal": None}
-    raw = wire_finish_reason(finish.reason)
+    raw = told_finish_reason(finish)
     if finish.reason == "refusal" and text:
         message["content"], message["refusal"], raw = None, text, "stop"
     parts = [part for part in finish.message.parts if isinstance(part, Reasoning)]
@@ -229,7 +250,7 @@ def error_in(
     """Return the classified error in a decoded body or event, whatever its shape.
 
     Known shapes: `{"error": {message, type, code}}`, `{"error": "text"}`, the same in an array (Google), the fields at
-    the top (Mistral, older vLLM), `{"detail": ...}` (FastAPI), OpenRouter's `error.metadata.raw`.
+    the top (Mistral, older vLLM), `{"detail": ...}` (FastAPI), OpenRouter's `error.metadata.raw`, TGI's `error_type`.
     """
     if isinstance(data, list) and data:
         data = data[0]
@@ -247,7 +268,7 @@ def error_in(
         status = code
     return provider_error(
         status,
-        pick_code(code, fields.get("type"), fields.get("status")),
+        pick_code(code, fields.get("type"), fields.get("status"), body.get("error_type"), _tgi_type(fields, message)),
         message,
         provider=provider,
         model=model,
@@ -255,6 +276,23 @@ def error_in(
         retry_after=retry_after,
         partial=partial,
     )
+
+
+_TGI_TYPES = (
+    ("Request failed during generation", "generation"),
+    ("Model is overloaded", "overloaded"),
+    ("Input validation error", "validation"),
+    ("Incomplete generation", "incomplete_generation"),
+    ("Template error", "template_error"),
+    ("Tool error", "tool_error"),
+)
+
+
+def _tgi_type(error: Mapping[str, Any], message: str) -> str | None:
+    """Return the `error_type` of an error inside TGI's stream, which says 422 there whatever happened."""
+    if "http_status_code" not in error:
+        return None
+    return next((kind for start, kind in _TGI_TYPES if message.startswith(start)), None)
 
 
 def decode_error(
@@ -301,8 +339,64 @@ def encode_error(error: WindlassError) -> tuple[int, bytes]:
 
     A credential that the *upstream* refused is our fault, not the client's: 502.
     """
+    if isinstance(error, RequestRefused):
+        data = {"message": str(error), "type": error.kind, "param": error.param, "code": error.reason}
+        return error.status, dumps({"error": data})
     status, kind = next(((status, kind) for known, status, kind in _STATUS if isinstance(error, known)), (500, ""))
     if isinstance(error, AuthError) and error.provider is not None:
         status, kind = 502, "server_error"
     body = {"message": str(error), "type": kind or "server_error", "param": field_of(error), "code": error.code}
     return status, dumps({"error": body})
+
+
+#: What reference A calls a provider's failure; the first match wins: (error, HTTP status, code).
+_FAILURES: tuple[tuple[type[WindlassError], int, str], ...] = (
+    (RateLimitError, 429, "provider_rate_limited"),
+    (OverloadedError, 503, "provider_upstream_error"),
+    (ProviderTimeoutError, 504, "provider_timeout"),
+    (TransportTimeout, 504, "provider_timeout"),
+    (AuthError, 502, "provider_auth_failed"),
+    (ModelNotFoundError, 404, "provider_not_found"),
+    (BadRequestError, 400, "provider_rejected_request"),
+    (ProviderConnectionError, 502, "provider_transport_error"),
+    (StreamInterrupted, 502, "provider_transport_error"),
+    (WireError, 502, "provider_invalid_response"),
+    (ProviderError, 502, "provider_error"),
+    (TransportError, 502, "provider_transport_error"),
+    (ConfigError, 500, "provider_not_configured"),
+)
+
+
+def encode_chat_error(error: WindlassError) -> tuple[int, bytes]:
+    """Return (HTTP status, `{"error": {message, type, param, code}}`) in reference A's words.
+
+    A provider's failure has type `provider_error` and one of ten codes, by the kind of the error and never by its
+    text: A's own server reads the text, and takes a 401 that says "invalid" for a bad payload. What is wrong with the
+    client's request keeps `invalid_request_error`, with `invalid_<field>` where a field is to blame.
+
+    The statuses are those that the official SDKs understand, not A's: A answers 503 for an upstream's 429 and 502 for
+    every 4xx. An SDK waits for `Retry-After` on 429 and raises RateLimitError, raises BadRequestError on 400 (a full
+    context is found by its code there) and NotFoundError on 404, and asks again after any 5xx: told 502, it would
+    repeat a request that can never be taken. A credential of ours that the upstream refuses stays 502: the client's
+    was good.
+    """
+    own = isinstance(error, ProviderError) and error.provider is None
+    if isinstance(error, BadRequestError) and own:
+        return _bad_request(error)
+    if (
+        isinstance(error, (RequestRefused, BodyTooLarge, ContextExceededError, UnsupportedInputError))
+        or (own and isinstance(error, (AuthError, ModelNotFoundError)))
+        or (found := next((row for row in _FAILURES if isinstance(error, row[0])), None)) is None
+    ):
+        return encode_error(error)
+    _, status, code = found
+    return status, dumps({"error": {"message": str(error), "type": "provider_error", "param": None, "code": code}})
+
+
+def _bad_request(error: BadRequestError) -> tuple[int, bytes]:
+    """Tell what is wrong with the client's own request: A's code for it is `invalid_` and the top-level field."""
+    path = field_of(error)
+    code = error.provider_code or error.code
+    if path is not None:
+        code = f"invalid_{path.partition('.')[0].partition('[')[0]}"
+    return 400, dumps({"error": {"message": str(error), "type": "invalid_request_error", "param": path, "code": code}})

@@ -6,12 +6,22 @@ it is taken and comes out as normal items: each call's id and name once, indexes
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from msgspec import structs
 
 from windlass.core.errors import WireError
-from windlass.core.items import Assembler, Finish, Item, ReasoningItem, TextItem, ToolCallItem, UsageItem
+from windlass.core.items import (
+    Assembler,
+    Finish,
+    Item,
+    ReasoningItem,
+    TextItem,
+    ToolCallItem,
+    UsageItem,
+    parse_arguments,
+)
 from windlass.core.json import dumps
 from windlass.core.messages import Metadata, Part, ToolCall
 from windlass.core.usage import Usage
@@ -30,6 +40,9 @@ _PLAIN = frozenset(("role", "content"))
 _CALL = frozenset(("id", "type", "index", "function"))
 #: Reasons after which the last call may have been cut before its arguments began.
 _CUT = ("length", "interrupted", "error", "content_filter")
+
+
+_GRAMMAR_NAME = re.compile(r'"_name"\s*:\s*"([^"\\]+)"')
 
 
 class _Call:
@@ -58,6 +71,7 @@ class AnswerReader:
         self._details: list[dict[str, Any]] = []
         self._calls: list[_Call] = []
         self._at: dict[int, int] = {}
+        self._grammar: list[str] = []
         self._width = 0
 
     def take(self, data: dict[str, Any], key: str = "delta") -> list[Item]:
@@ -135,13 +149,40 @@ class AnswerReader:
         if text:
             self._end_reasoning(out)
             self._add(TextItem(text), out)
-        calls = as_list(message.get("tool_calls"))
+        calls = self._listed(message.get("tool_calls"))
         if not calls and isinstance(message.get("function_call"), dict):
             calls = [{"index": 0, "function": message["function_call"]}]
         if calls:
             self._end_reasoning(out)
             for position, entry in enumerate(calls):
                 self._call(as_dict(entry), out, first=position == 0, whole=whole)
+
+    def _listed(self, calls: Any) -> list[Any]:
+        """Return the entries of `tool_calls`; TGI before 3.2 streams one object instead of an array.
+
+        Without a name it holds a piece of `{"function": {"_name": ..., <arguments>}}`, which says what is called only
+        once it is whole: kept until then.
+        """
+        if not isinstance(calls, dict):
+            return as_list(calls)
+        function = as_dict(calls.get("function"))
+        if function.get("name") or (self._calls and not self._grammar):
+            return [calls]
+        self._grammar.append(as_str(function.get("arguments")))
+        return []
+
+    def _end_grammar(self, out: list[Item]) -> None:
+        text, self._grammar = "".join(self._grammar), []
+        # The end-of-turn token may stand behind the JSON.
+        arguments = as_dict(as_dict(parse_arguments(text[: text.rfind("}") + 1])[0]).get("function"))
+        name = as_str(arguments.pop("_name", None))
+        if not name and (found := _GRAMMAR_NAME.search(text)):
+            # Cut before its end: the call is told and cannot be run.
+            name, arguments = found[1], text
+        if name == "no_tool":
+            self._add(TextItem(as_str(as_dict(arguments).get("content"))), out)
+        elif name:
+            self._call({"function": {"name": name, "arguments": arguments}}, out, first=True, whole=True)
 
     def _add(self, item: Item, out: list[Item]) -> None:
         self.assembler.add(item)
@@ -201,6 +242,8 @@ class AnswerReader:
     def finish(self, out: list[Item]) -> list[Item]:
         """Append what is still held back and the Finish."""
         self._end_reasoning(out)
+        if self._grammar:
+            self._end_grammar(out)
         reason = finish_reason(self.raw, calls=bool(self._calls), refused=self._refused)
         message = self.assembler.message(finish_reason=reason)
         if reason in _CUT and self._calls and not self._calls[-1].begun:

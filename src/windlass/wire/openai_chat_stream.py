@@ -12,7 +12,13 @@ from windlass.core.items import Finish, Item, ReasoningItem, TextItem, ToolCallI
 from windlass.core.json import dumps
 from windlass.core.messages import Message, Reasoning, Text, ToolCall
 from windlass.wire.base import OPENAI_IDS, as_list, load_json, load_object, wire_id
-from windlass.wire.openai_chat_answer import call_data, encode_error, encode_usage, vendor_fields, wire_finish_reason
+from windlass.wire.openai_chat_answer import (
+    call_data,
+    encode_chat_error,
+    encode_usage,
+    told_finish_reason,
+    vendor_fields,
+)
 from windlass.wire.openai_chat_read import AnswerReader
 from windlass.wire.sse import MAX_EVENT, SseDecoder, SseEvent, encode_sse
 
@@ -117,13 +123,18 @@ class ChatStreamDecoder:
 
 
 class ChatStreamEncoder:
-    """Write one stream (`StreamEncoder`). `include_usage` adds OpenAI's last chunk, which has usage and no choices."""
+    """Write one stream (`StreamEncoder`). `include_usage` adds OpenAI's last chunk, which has usage and no choices.
 
-    def __init__(self, *, model: str, response_id: str, created: int, include_usage: bool = True) -> None:
+    `begun` goes on with a stream of which the client has the beginning: no role comes again.
+    """
+
+    def __init__(
+        self, *, model: str, response_id: str, created: int, include_usage: bool = True, begun: bool = False
+    ) -> None:
         head = {"id": response_id, "object": "chat.completion.chunk", "created": created, "model": model}
         # Everything but the delta is the same in every chunk: encoded once.
         self._head = dumps(head)[:-1] + b',"choices":['
-        self._begun = False
+        self._begun = begun
         self._usage = include_usage
         self._names: dict[int, str] = {}
         self._at: dict[int, int] = {}
@@ -144,7 +155,7 @@ class ChatStreamEncoder:
 
     def error(self, exc: WindlassError) -> bytes:
         """Return the error event; no `[DONE]` follows, so that no client takes the answer for whole."""
-        return encode_sse(encode_error(exc)[1])
+        return encode_sse(encode_chat_error(exc)[1])
 
     def _delta(self, fields: bytes, reason: bytes = b"null") -> bytes:
         if not self._begun:
@@ -175,7 +186,7 @@ class ChatStreamEncoder:
             return out + self.error(
                 StreamInterrupted("The answer was cut short upstream; what came before is partial.")
             )
-        out += self._delta(b"", dumps(wire_finish_reason(finish.reason)))
+        out += self._delta(b"", dumps(told_finish_reason(finish)))
         if self._usage:
             usage = dumps(encode_usage(finish.usage, finish.cost))
             out += b"data: " + self._head + b'],"usage":' + usage + b"}\n\n"
