@@ -148,6 +148,9 @@ async def test_tools_are_reduced_to_what_the_card_knows(provider: LocalProvider)
     assert "multi_edit" in first[0].message
     assert not any(isinstance(item, NoticeItem) for item in second)  # once is enough
     assert not any(isinstance(item, NoticeItem) for item in await items(fresh, plain))
+    # A gateway tells its clients, each time.
+    assert (fresh.dropped(offered), fresh.dropped(plain)) == (["tools"], [])
+    assert fresh.dropped(asking("hi", settings=Settings(thinking="high", top_k=3))) == ["thinking"]
 
 
 async def test_required_named_and_unknown_tools(provider: LocalProvider) -> None:

@@ -112,6 +112,15 @@ class LocalProvider:
         except LocalModelError as error:
             raise _provider_error(error, served, "") from error
 
+    def dropped(self, request: Request) -> list[str]:
+        """Return the names of what this model cannot be told: settings, and `tools` that its card does not know.
+
+        Raises as `stream`.
+        """
+        adapted = _adapted(request, self._serve(request.model))
+        names = _DIALECT.dropped_settings(adapted, _CAPABILITIES)
+        return [*names, "tools"] if len(adapted.tools) < len(request.tools) else names
+
     def close(self) -> None:
         """End the worker processes; a later request starts them again. The built-in model stays for the process."""
         for served in self._files.values():

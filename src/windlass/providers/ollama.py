@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing
 from typing import Any
 
@@ -10,6 +10,7 @@ from msgspec.structs import replace
 
 from windlass.core.errors import ConfigError, ModelNotFoundError, ProviderError
 from windlass.core.items import Item, NoticeItem
+from windlass.core.ports import Embeddings
 from windlass.core.request import Request
 from windlass.providers.remote import RemoteProvider
 
@@ -86,6 +87,14 @@ class OllamaProvider(RemoteProvider):
             error.hint = f"Install it: ollama pull {asked}"
             raise error
         return other
+
+    async def embed(self, texts: Sequence[str], model: str, *, dimensions: int | None = None) -> Embeddings:
+        """Return the vectors of texts, in their order; no other model stands in, as its vectors would mean nothing."""
+        try:
+            return await super().embed(texts, model, dimensions=dimensions)
+        except ModelNotFoundError as error:
+            error.hint = f"Install it: ollama pull {model}"
+            raise
 
     async def models(self) -> list[str]:
         """Return the installed models in the server's order. Raises ProviderError kinds."""

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import weakref
-from collections.abc import AsyncIterator, Mapping
-from typing import Any, Literal
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from functools import partial
+from typing import Any, Literal, TypeAlias, TypeVar
+from urllib.parse import quote
 
 from msgspec.structs import replace
 
@@ -22,19 +24,31 @@ from windlass.core.errors import (
     TransportTimeout,
     WireError,
 )
-from windlass.core.http import Client, StreamResponse, Timeouts, endpoint
+from windlass.core.estimate import estimate_tokens
+from windlass.core.http import Client, Streaming, StreamResponse, Timeouts, endpoint
 from windlass.core.items import Finish, Item, NoticeItem, ReasoningItem, TextItem, ToolCallItem
 from windlass.core.messages import Reasoning, Text
 from windlass.core.models import Capabilities, facts_of
+from windlass.core.ports import Embeddings
 from windlass.core.request import Budget, Request
+from windlass.core.usage import Usage
+from windlass.providers.counting import COUNTERS
+from windlass.providers.embeddings import batches, embedding_dialect, embedding_request, joined
 from windlass.wire.base import Dialect, excerpt
 
-__all__ = ["RemoteProvider", "join_url"]
+__all__ = ["RemoteProvider", "Signer", "join_url"]
 
 #: How much of an error's body is read.
 _ERROR_BYTES = 1 << 20
 #: How long the end of a body may take once the answer is complete; then its connection is not kept.
 _DRAIN = 0.5
+#: Connections to one address at once, and how many are kept: a gateway has many streams open.
+_CONNECTIONS, _IDLE = 1024, 256
+#: The largest whole answer: 2048 vectors of 4096 numbers in JSON.
+_WHOLE_BYTES = 256 << 20
+_T = TypeVar("_T")
+#: Sign a request: (method, url, headers, body) -> the headers to send.
+Signer: TypeAlias = Callable[[str, str, Mapping[str, str], bytes], Mapping[str, str]]
 
 
 def join_url(base: str, path: str) -> str:
@@ -55,6 +69,8 @@ def join_url(base: str, path: str) -> str:
 class RemoteProvider:
     """Ask a vendor over HTTP.
 
+    `path` is the endpoint of streams and `whole_path`, where it differs, that of answers that come whole; `{model}` in
+    them stands for the model's id. `sign` makes the headers of a request whose credential covers its body.
     `structured_output` tells the loop whether the vendor takes a JSON Schema. Connections belong to the event loop
     that uses them. Raises ProviderError kinds only.
     """
@@ -66,6 +82,8 @@ class RemoteProvider:
         base_url: str,
         path: str,
         *,
+        whole_path: str = "",
+        sign: Signer | None = None,
         headers: Mapping[str, str] | None = None,
         default_model: str = "",
         capabilities: Capabilities | None = None,
@@ -79,13 +97,16 @@ class RemoteProvider:
     ) -> None:
         self.name, self.dialect, self.default_model = name, dialect, default_model
         self.base_url, self.url = base_url.rstrip("/"), join_url(base_url, path)
+        self._path, self._whole_url = path, join_url(base_url, whole_path) if whole_path else self.url
+        self._sign = sign
         self.headers = {"content-type": "application/json", **(headers or {})}
         self.own_settings = dict(own_settings or {})
         self._capabilities = capabilities or Capabilities()
-        self._reasoning, self._extra = reasoning, dict(extra_body or {})
+        self._reasoning, self.extra_body = reasoning, dict(extra_body or {})
         self._timeouts = Timeouts(connect_timeout, idle_timeout, idle_timeout, request_timeout, 60.0)
         self._environ = environ
         self._clients: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Client] = weakref.WeakKeyDictionary()
+        self._latest: tuple[weakref.ref[asyncio.AbstractEventLoop], Client] | None = None
         self._facts: dict[str, Capabilities] = {}
 
     @property
@@ -114,18 +135,18 @@ class RemoteProvider:
         """Send the request and yield its items; leaving early closes the connection at once."""
         request = self._prepared(request)
         capabilities = self.capabilities(request.model)
-        dropped = getattr(self.dialect, "dropped_settings", None)
-        if dropped is not None and (names := dropped(request, capabilities)):
+        if names := self.dialect.dropped_settings(request, capabilities):
             yield NoticeItem("warning", f"{self.name} cannot take {', '.join(names)}; not sent.", self.name)
         body = self.dialect.encode_request(request, capabilities, stream=True)
         decoder = self.dialect.stream_decoder()
         finish: Finish | None = None
         text: list[str] = []
         try:
+            url = self.address(request.model)
             exchange = self.client.stream(
                 "POST",
-                self.url,
-                headers=self._headers(request),
+                url,
+                headers=self._signed(url, self._headers(request), body),
                 body=body,
                 timeouts=self._limits(request),
                 idle_on="progress",
@@ -166,13 +187,36 @@ class RemoteProvider:
             )  # fmt: skip
         yield finish
 
+    def address(self, model: str, *, stream: bool = True) -> str:
+        """Return the URL that a request for this model goes to."""
+        url = self.url if stream else self._whole_url
+        return url.replace("{model}", quote(model, safe="")) if "{" in url else url
+
+    def dropped(self, request: Request) -> list[str]:
+        """Return the names of the settings that this model cannot be told; nothing is sent."""
+        return self.dialect.dropped_settings(request, self.capabilities(request.model))
+
+    def forward(self, body: bytes, model: str, *, stream: bool, timeouts: Timeouts | None = None) -> Streaming:
+        """Send a body that is already in this vendor's dialect, and give its answer as it comes.
+
+        For a gateway: nothing is encoded, decoded, checked or asked again. Only `mark_progress` resets the idle clock.
+        Raises TransportError kinds.
+        """
+        url = self.address(model, stream=stream)
+        headers = self._signed(url, self.headers, body)
+        limits = timeouts or self._timeouts
+        return self.client.stream("POST", url, headers=headers, body=body, timeouts=limits, idle_on="progress")
+
+    def _signed(self, url: str, headers: Mapping[str, str], body: bytes, method: str = "POST") -> Mapping[str, str]:
+        return headers if self._sign is None else self._sign(method, url, headers, body)
+
     def _prepared(self, request: Request) -> Request:
         settings = request.settings
         limit = self.capabilities(request.model).max_output
         if limit is not None and settings.max_tokens is not None and settings.max_tokens > limit:
             settings = replace(settings, max_tokens=limit)
-        if self._extra:
-            settings = replace(settings, extra={**self._extra, **settings.extra})
+        if self.extra_body:
+            settings = replace(settings, extra={**self.extra_body, **settings.extra})
         return request if settings is request.settings else replace(request, settings=settings)
 
     def _headers(self, request: Request) -> dict[str, str]:
@@ -227,14 +271,75 @@ class RemoteProvider:
         error.partial = error.partial or partial
         return error
 
-    async def get_json(self, path: str) -> Any:
-        """Get a JSON document from beside the model's endpoint. Raises ProviderError kinds."""
-        url = join_url(self.base_url, path)
-        request = Request(model=self.default_model, messages=())
+    async def embed(self, texts: Sequence[str], model: str, *, dimensions: int | None = None) -> Embeddings:
+        """Return the vectors of texts, in their order; more than the vendor takes at once are sent in batches.
+
+        Raises ProviderError kinds: UnsupportedInputError where the vendor has no embeddings.
+        """
+        dialect = embedding_dialect(self.dialect.name, self.name)
+        where = Request(model=model, messages=())
+        made: list[Embeddings] = []
+        for batch in batches(texts, self.name):
+            asked = embedding_request(batch, model, dimensions, self.name)
+            read = partial(dialect.decode_response, request=asked)
+            made.append(await self.post(dialect.path, dialect.encode_request(asked), where, read))
+        return joined(made, model)
+
+    async def count(self, request: Request) -> Usage:
+        """Return the input tokens of a request as the vendor counts them; estimated where it has no way to ask.
+
+        Raises ProviderError kinds.
+        """
+        counter = COUNTERS.get(self.dialect.name)
+        if counter is None:
+            return Usage(estimate_tokens(request), estimated=True)
+        request = self._prepared(request)
+        body = counter.encode(request, self.capabilities(request.model))
+        return Usage(await self.post(counter.path, body, request, counter.decode))
+
+    async def post(self, path: str, body: bytes, request: Request, read: Callable[[bytes], _T]) -> _T:
+        """Send a body to beside the model's endpoint and return what `read` makes of the answer.
+
+        `request` gives the model, the headers and the time left. Raises ProviderError kinds, also those of `read`.
+        """
+        url = self._beside(path)
+        headers = self._signed(url, self._headers(request), body)
         try:
             answer = await self.client.request(
-                "GET", url, headers=self.headers, timeouts=Timeouts(5.0, 15.0, 15.0, 30.0)
+                "POST", url, headers=headers, body=body, timeouts=self._limits(request), max_body_bytes=_WHOLE_BYTES
             )
+            if answer.status >= 400:
+                known = {name.lower(): value for name, value in answer.headers.items()}
+                raise self.dialect.decode_error(
+                    answer.status, known, answer.body, provider=self.name, model=request.model, endpoint=endpoint(url)
+                )
+            if answer.status >= 300:
+                raise WireError(f"{self.name} answered {answer.status} at {endpoint(url)}.", hint="Check the base URL.")
+            return read(answer.body)
+        except TransportError as error:
+            failed = self._transport_error(error, request, "")
+            failed.endpoint = endpoint(url)
+            raise failed from error
+        except ProviderError as error:
+            error.endpoint = error.endpoint or endpoint(url)
+            raise self._located(error, request, "") from error.__cause__
+
+    def _beside(self, path: str) -> str:
+        if "://" in path:
+            return path
+        base = self.base_url
+        if base == self.url:
+            # The user gave the endpoint's whole address.
+            base = base.removesuffix(self._path).removesuffix(self._path.removeprefix("/v1"))
+        return join_url(base, path)
+
+    async def get_json(self, path: str) -> Any:
+        """Get a JSON document from beside the model's endpoint, or from a whole URL. Raises ProviderError kinds."""
+        url = self._beside(path)
+        request = Request(model=self.default_model, messages=())
+        try:
+            headers = self._signed(url, self.headers, b"", "GET")
+            answer = await self.client.request("GET", url, headers=headers, timeouts=Timeouts(5.0, 15.0, 15.0, 30.0))
         except TransportError as error:
             raise self._transport_error(error, request, "") from error
         if answer.status >= 400:
@@ -257,13 +362,19 @@ class RemoteProvider:
     def client(self) -> Client:
         """The connections of the running event loop."""
         loop = asyncio.get_running_loop()
+        known = self._latest
+        if known is not None and known[0]() is loop:
+            return known[1]
         client = self._clients.get(loop)
         if client is None:
-            client = self._clients[loop] = Client(env=self._environ)
+            client = self._clients[loop] = Client(env=self._environ, max_per_host=_CONNECTIONS, max_idle_per_host=_IDLE)
+        # A server asks for it with every request: one comparison instead of a weak dictionary.
+        self._latest = (weakref.ref(loop), client)
         return client
 
     async def close(self) -> None:
         """Close the connections of the running event loop."""
+        self._latest = None
         client = self._clients.pop(asyncio.get_running_loop(), None)
         if client is not None:
             await client.aclose()

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import aclosing
-from typing import Any
+from typing import Any, TypeVar
 
 from windlass.core import clock
 from windlass.core.errors import AuthError, ProviderError
 from windlass.core.items import Finish, Item, NoticeItem, ReasoningItem, TextItem, ToolCallItem
+from windlass.core.ports import Embeddings
 from windlass.core.request import Budget, Request
+from windlass.core.usage import Usage
+from windlass.providers.embeddings import batches, joined
 
 __all__ = ["RetryAllowance", "Retrying"]
 
+_T = TypeVar("_T")
 _CONTENT = (TextItem, ReasoningItem, ToolCallItem, Finish)
 
 
@@ -91,6 +95,42 @@ class Retrying:
                     raise
             attempt, retried = attempt + 1, True
             yield NoticeItem("retry", why, self.name, request.model, attempt, wait)
+            await clock.sleep(wait)
+
+    async def embed(self, texts: Sequence[str], model: str, *, dimensions: int | None = None) -> Embeddings:
+        """Return the vectors of texts; each batch is asked for again by itself. Raises the last attempt's error."""
+
+        async def ask(batch: Sequence[str]) -> Embeddings:
+            return await self._again(lambda: self.provider.embed(batch, model, dimensions=dimensions), Budget())
+
+        return joined([await ask(batch) for batch in batches(texts, self.name)], model)
+
+    async def count(self, request: Request) -> Usage:
+        """Return the input tokens of a request. Raises the last attempt's error."""
+        budget = request.budget if isinstance(request.budget, Budget) else Budget()
+        return await self._again(lambda: self.provider.count(request), budget)
+
+    async def _again(self, ask: Callable[[], Awaitable[_T]], budget: Budget) -> _T:
+        limit = budget.attempts
+        budget.take_attempt()
+        self.allowance.requested()
+        attempt, refreshed = 1, False
+        while True:
+            try:
+                answer = await ask()
+            except ProviderError as error:
+                error.attempt, error.max_attempts = attempt, limit
+                if isinstance(error, AuthError) and not refreshed and await self._refresh():
+                    refreshed = True
+                    continue
+                wait = self._wait(error, attempt, budget)
+                if wait is None:
+                    raise
+            else:
+                if attempt > 1:
+                    self.allowance.give_back()
+                return answer
+            attempt += 1
             await clock.sleep(wait)
 
     def _wait(self, error: ProviderError, attempt: int, budget: Budget) -> float | None:

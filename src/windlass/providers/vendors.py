@@ -17,19 +17,50 @@ from windlass.core.config import Config, ProviderSettings
 from windlass.core.errors import ConfigError, UnknownNameError
 from windlass.core.models import Capabilities
 from windlass.core.ports import Provider
+from windlass.core.settings import PROVIDERS
+from windlass.providers.bedrock import BedrockProvider
+from windlass.providers.codex import CodexProvider
+from windlass.providers.gemini import GeminiProvider
 from windlass.providers.ollama import OllamaProvider
 from windlass.providers.remote import RemoteProvider
 from windlass.providers.retry import Retrying
-from windlass.wire import anthropic, ollama, openai_chat
+from windlass.wire import (
+    anthropic,
+    bedrock,
+    gemini,
+    ollama,
+    ollama_generate,
+    openai_chat,
+    openai_completions,
+    openai_responses,
+)
 from windlass.wire.base import Dialect
 
-__all__ = ["DIALECTS", "VENDORS", "Vendor", "make", "vendor_of"]
+__all__ = ["DIALECTS", "VENDORS", "Endpoint", "Vendor", "make", "vendor_of"]
 
-#: Dialect name -> (dialect, path of its endpoint).
-DIALECTS: dict[str, tuple[Dialect, str]] = {
-    "openai-chat": (openai_chat.DIALECT, "/v1/chat/completions"),
-    "anthropic": (anthropic.DIALECT, "/v1/messages"),
-    "ollama": (ollama.DIALECT, "/api/chat"),
+
+class Endpoint(Struct, frozen=True):
+    """A dialect and where it is spoken: `path` for streams, `whole_path` for whole answers where that differs."""
+
+    dialect: Dialect
+    path: str
+    whole_path: str = ""
+
+
+#: Dialect name -> its endpoint.
+DIALECTS: dict[str, Endpoint] = {
+    "openai-chat": Endpoint(openai_chat.DIALECT, "/v1/chat/completions"),
+    "anthropic": Endpoint(anthropic.DIALECT, "/v1/messages"),
+    "ollama": Endpoint(ollama.DIALECT, "/api/chat"),
+    "openai-completions": Endpoint(openai_completions.DIALECT, "/v1/completions"),
+    "ollama-generate": Endpoint(ollama_generate.DIALECT, "/api/generate"),
+    "gemini": Endpoint(
+        gemini.DIALECT, "/v1beta/models/{model}:streamGenerateContent?alt=sse", "/v1beta/models/{model}:generateContent"
+    ),
+    "tgi": Endpoint(openai_chat.TGI, "/v1/chat/completions"),
+    "openai-responses": Endpoint(openai_responses.DIALECT, "/v1/responses"),
+    "codex": Endpoint(openai_responses.CODEX, "/responses"),
+    "bedrock": Endpoint(bedrock.DIALECT, "/model/{model}/converse-stream", "/model/{model}/converse"),
 }
 
 
@@ -53,6 +84,14 @@ class Vendor(Struct, frozen=True):
     static_headers: Mapping[str, str] = {}
 
 
+#: Dialects whose vendors need more than an address.
+_KINDS: dict[str, type[RemoteProvider]] = {
+    "ollama": OllamaProvider,
+    "ollama-generate": OllamaProvider,
+    "gemini": GeminiProvider,
+    "bedrock": BedrockProvider,
+    "codex": CodexProvider,
+}
 _CHAT = openai_chat.DIALECT
 _PLAIN = Capabilities(vision=True, documents=False)
 VENDORS: dict[str, Vendor] = {
@@ -60,6 +99,17 @@ VENDORS: dict[str, Vendor] = {
         "https://api.openai.com/v1", "gpt-4.1-mini", reasoning="effort",
         capabilities=Capabilities(max_tokens_field="max_completion_tokens"),
         headers={"openai-organization": "organization"},
+    ),
+    "openai-responses": Vendor(
+        "https://api.openai.com/v1", "gpt-4.1-mini", "openai-responses", reasoning="effort",
+        capabilities=Capabilities(image_in_tool_result=True),
+        headers={"openai-organization": "organization"},
+    ),
+    # The key is a login: without one of ours, that of the Codex CLI.
+    "codex": Vendor(
+        "https://chatgpt.com/backend-api/codex", "gpt-5.5", "codex", key="optional", reasoning="effort",
+        capabilities=Capabilities(image_in_tool_result=True, reasoning="effort"),
+        static_headers={"openai-beta": "responses=experimental", "originator": "windlass"},
     ),
     "openrouter": Vendor(
         "https://openrouter.ai/api/v1", "openrouter/auto", reasoning="effort",
@@ -69,12 +119,15 @@ VENDORS: dict[str, Vendor] = {
     ),
     "anthropic": Vendor(
         "https://api.anthropic.com", "claude-sonnet-4-5", "anthropic", "x-api-key", "", reasoning="budget",
-        capabilities=Capabilities(cache_breakpoints=True, image_in_tool_result=True, structured_output=False),
+        # Models from Claude 4.6 on refuse a prefill with 400.
+        capabilities=Capabilities(
+            cache_breakpoints=True, image_in_tool_result=True, structured_output=False, prefill=True
+        ),
         static_headers={"anthropic-version": "2023-06-01"},
     ),
     "ollama": Vendor(
         "http://127.0.0.1:11434", "qwen3.5:9b", "ollama", key="optional", reasoning="switch",
-        capabilities=Capabilities(documents=False),
+        capabilities=Capabilities(documents=False, prefill=True),
     ),
     "cerebras": Vendor("https://api.cerebras.ai/v1", "zai-glm-4.7", capabilities=_PLAIN),
     "groq": Vendor("https://api.groq.com/openai/v1", "llama-3.3-70b-versatile", capabilities=_PLAIN),
@@ -97,15 +150,26 @@ VENDORS: dict[str, Vendor] = {
         "https://inference.baseten.co/v1", "deepseek-ai/DeepSeek-V3.1", auth_scheme="Api-Key", capabilities=_PLAIN
     ),
     "cohere": Vendor("https://api.cohere.ai/compatibility/v1", "command-a-03-2025", capabilities=_PLAIN),
-    "huggingface": Vendor("https://router.huggingface.co/v1", "openai/gpt-oss-120b", capabilities=_PLAIN),
+    "huggingface": Vendor(
+        "https://router.huggingface.co/v1", "openai/gpt-oss-120b", reasoning="effort", capabilities=_PLAIN,
+        spoken=replace(_CHAT, valid_arguments=True),
+    ),
+    "gemini": Vendor(
+        "https://generativelanguage.googleapis.com", "gemini-2.5-flash", "gemini", "x-goog-api-key", "",
+    ),
     "llama_cpp": Vendor(
-        "http://127.0.0.1:8080", "local-model", key="optional", capabilities=_PLAIN,
+        "http://127.0.0.1:8080", "local-model", key="optional", capabilities=replace(_PLAIN, prefill=True),
         spoken=replace(_CHAT, valid_arguments=True),
     ),
     "vllm": Vendor(
         "http://127.0.0.1:8000/v1", key="optional", capabilities=_PLAIN, spoken=replace(_CHAT, valid_arguments=True)
     ),
     "lmstudio": Vendor("http://127.0.0.1:1234/v1", key="optional", capabilities=_PLAIN),
+    # Keyless here: without a bearer token, requests are signed.
+    "bedrock": Vendor(
+        "https://bedrock-runtime.{region}.amazonaws.com", "amazon.nova-micro-v1:0", "bedrock", key="optional",
+        reasoning="budget", capabilities=Capabilities(structured_output=False),
+    ),
 }  # fmt: skip
 
 
@@ -149,6 +213,13 @@ def _strings(name: str, field: str, value: Any) -> dict[str, str]:
     return value
 
 
+def _own(name: str, dialect: str, table: Mapping[str, Any]) -> dict[str, str]:
+    """Return the vendor's own settings that the user's table states."""
+    known = PROVIDERS.get(name) or PROVIDERS.get(dialect)
+    fields = known.extra if known is not None else {}
+    return {field: value for field in fields if isinstance(value := table.get(field), str)}
+
+
 def make(name: str, config: Config) -> Provider:
     """Make the provider of a vendor. Raises MissingKeyError, ConfigError and UnknownNameError."""
     settings = config.provider_settings(name)
@@ -160,19 +231,20 @@ def make(name: str, config: Config) -> Provider:
     if settings.api_key:
         scheme = f"{vendor.auth_scheme} " if vendor.auth_scheme else ""
         headers[vendor.auth_header.lower()] = f"{scheme}{settings.api_key}"
-    dialect, path = DIALECTS[vendor.dialect]
-    kind = OllamaProvider if vendor.dialect == "ollama" else RemoteProvider
+    spoken = DIALECTS[vendor.dialect]
+    kind = _KINDS.get(vendor.dialect, RemoteProvider)
     provider = kind(
         name,
-        vendor.spoken if vendor.spoken is not None and vendor.dialect == "openai-chat" else dialect,
+        vendor.spoken if vendor.spoken is not None and vendor.dialect == "openai-chat" else spoken.dialect,
         vendor.base_url,
-        path,
+        spoken.path,
+        whole_path=spoken.whole_path,
         headers={**vendor.static_headers, **headers},
         default_model=vendor.default_model,
         capabilities=vendor.capabilities,
         reasoning=vendor.reasoning,
         extra_body=extra_body,
-        own_settings=settings.extra,
+        own_settings={**_own(name, vendor.dialect, settings.table), **settings.extra},
         request_timeout=float(settings.table.get("timeout", config.get("request_timeout"))),
         idle_timeout=config.get("idle_timeout"),
         connect_timeout=config.get("connect_timeout"),
