@@ -1,0 +1,1 @@
+"""Who may spend what: keys, tenants, budgets, request records."""
