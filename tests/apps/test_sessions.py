@@ -160,3 +160,38 @@ async def test_a_damaged_database_is_salvaged_into_a_new_file_and_kept(cli: Cli)
     assert again.code == 1 and "exists" in again.err
     missing = await cli("sessions", "salvage", "nowhere.db", "x.db")
     assert missing.code == 1 and "There is no file" in missing.err
+
+
+async def test_a_session_moves_between_the_ledger_and_the_router_s_files(cli: Cli) -> None:
+    await cli("run", "-m", "echo", "--session", "a b", "hello")
+    done = await cli("sessions", "export", "a b", "--format", "a-json")
+    data = json.loads(done.out)
+    assert (data["session_id"], data["tenant_id"]) == ("a b", None)
+    said = [{"role": "user", "content": "hello"}, {"role": "assistant", "content": "Echo: hello"}]
+    assert data["messages"] == said
+    written = await cli("sessions", "export", "a b", "--format", "a-json", "--into", "files")
+    path = written.out.strip()
+    assert path.startswith("files/global__a_b~") and path.endswith(".json")
+    taken = await cli("sessions", "import", path)
+    assert (taken.code, taken.out) == (1, "") and "There is a session 'a b' already." in taken.err
+    await cli("sessions", "delete", "a b")
+    assert (await cli("sessions", "import", path)).out == "a b\n"
+    assert (await cli("sessions", "show", "a b")).out == "user: hello\nassistant: Echo: hello\n"
+    (cli.folder / "broken.json").write_text("{")
+    broken = await cli("sessions", "import", "broken.json")
+    assert broken.code == 1 and "broken.json" in broken.err
+
+
+async def test_tenants_of_the_gateway_have_their_own_sessions(cli: Cli) -> None:
+    data = {"session_id": "s", "tenant_id": "acme", "messages": [{"role": "user", "content": "hi"}]}
+    (cli.folder / "acme__s.json").write_text(json.dumps(data))
+    assert (await cli("sessions", "import", "acme__s.json")).out == "s\n"
+    assert (await cli("sessions", "export", "s")).code == 1
+    lines = (await cli("sessions", "export", "s", "--tenant", "acme")).out.splitlines()
+    assert [json.loads(line)["kind"] for line in lines] == ["session.created", "message.added"]
+    again = json.loads((await cli("sessions", "export", "s", "--tenant", "acme", "--format", "a-json")).out)
+    assert (again["tenant_id"], again["messages"]) == ("acme", data["messages"])
+    (cli.folder / "s.jsonl").write_text("\n".join(lines))
+    assert (await cli("sessions", "import", "--format", "jsonl", "s.jsonl")).code == 2
+    assert (await cli("sessions", "import", "--format", "jsonl", "--as", "t", "s.jsonl")).out == "t\n"
+    assert (await cli("sessions", "show", "t")).out == "user: hi\n"

@@ -34,6 +34,7 @@ from windlass.core.errors import (
 )
 from windlass.core.json import dumps
 from windlass.local.channel import Channel
+from windlass.local.control import control_tokens
 from windlass.local.forced import NotHeld, Rewriter, plan
 from windlass.local.gguf import GgufInfo, read_header
 
@@ -152,6 +153,10 @@ class Native:
         library = _import_engine()
         self.path, self.slots = path, max(1, options.slots)
         self.context = max(1, options.context or min(info.context_length or DEFAULT_CONTEXT, DEFAULT_CONTEXT))
+        try:
+            self._control = control_tokens(info)
+        except OSError as error:
+            raise LocalModelError(f"{path} cannot be read: {error}.", path=path) from error
         self._wrap = ("<tool_call>\n", "\n</tool_call>") if "<tool_call>" in info.chat_template else ("", "")
         self._to_grammar: Callable[[dict[str, Any]], str] = library.json_schema_to_grammar
         self._server: Any = None
@@ -181,6 +186,7 @@ class Native:
         if body.get("tool_choice") == "none":
             # The engine would leave the tools in the prompt and pass on a call of one as text.
             body = {key: value for key, value in body.items() if key not in ("tools", "tool_choice")}
+        body = self._control.as_text(body)
         forced = plan(body, self._wrap, self._to_grammar)
         if forced is not None:
             body, take = forced.body, Rewriter(forced, take).feed

@@ -75,6 +75,7 @@ _SCALARS: Final[dict[int, tuple[str, struct.Struct]]] = {
 }
 _U32, _U64 = _SCALARS[4][1], _SCALARS[10][1]
 _BOOL, _STRING, _ARRAY = 7, 8, 9
+_ARRAY_HEAD = 4 + 4 + 8  # its own type, that of its elements, and how many they are
 
 _WINDOW = 1 << 18
 _MAX_PAIRS, _MAX_TENSORS = 1 << 16, 1 << 17  # real files have some 50 and, with unmerged experts, some 50 000
@@ -107,7 +108,10 @@ class TensorInfo(Struct, frozen=True):
 
 
 class GgufInfo(Struct, frozen=True):
-    """What the header of a GGUF file says. `size` is the file's, `data_offset` where tensor data begin, in bytes."""
+    """What the header of a GGUF file says. `size` is the file's, `data_offset` where tensor data begin, in bytes.
+
+    `starts` says by key at which byte of the file the elements of an array begin.
+    """
 
     path: str
     version: int
@@ -116,6 +120,7 @@ class GgufInfo(Struct, frozen=True):
     data_offset: int
     metadata: dict[str, Any]
     tensors: tuple[TensorInfo, ...]
+    starts: dict[str, int] = {}
 
     @property
     def architecture(self) -> str:
@@ -267,11 +272,15 @@ def _read(cursor: _Cursor) -> GgufInfo:
     tensors = _count(cursor, "tensors", _SMALLEST_TENSOR, _MAX_TENSORS)
     pairs = _count(cursor, "metadata entries", _SMALLEST_PAIR, _MAX_PAIRS)
     metadata: dict[str, Any] = {}
+    starts: dict[str, int] = {}
     for index in range(pairs):
         key = _name(cursor, f"metadata key {index}", _MAX_KEY)
         if key in metadata:
             cursor.fail(f"the metadata key {key!r} appears twice")
-        metadata[key] = _value(cursor, f"the value of {key!r}")
+        at = cursor.position
+        value = metadata[key] = _value(cursor, f"the value of {key!r}")
+        if isinstance(value, GgufArray):
+            starts[key] = at + _ARRAY_HEAD
     alignment = _alignment(cursor, metadata)
     # What the metadata used up is no longer there for tensors.
     cursor.need(tensors * _SMALLEST_TENSOR, f"{tensors} tensor descriptions")
@@ -285,6 +294,7 @@ def _read(cursor: _Cursor) -> GgufInfo:
         data_offset=data_offset,
         metadata=metadata,
         tensors=_placed(cursor, described, data_offset, alignment),
+        starts=starts,
     )
 
 

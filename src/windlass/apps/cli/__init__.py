@@ -11,8 +11,10 @@ __all__ = ["COMMANDS", "main"]
 COMMANDS: dict[str, tuple[str, str]] = {
     "run": ("run", "run a prompt: ask the model, let it use tools, show what happens"),
     "agent": ("chat", "talk to an agent, line by line"),
+    "serve": ("serve", "serve models over HTTP in every dialect that clients speak"),
     "replay": ("replay", "show a recorded run again, byte for byte"),
-    "sessions": ("sessions", "list, show, fork, export and delete kept conversations"),
+    "sessions": ("sessions", "list, show, fork, export, import and delete kept conversations"),
+    "keys": ("keys", "keys of the gateway: create, list, revoke, rotate, limits, usage"),
     "models": ("models", "list providers, and the models a provider offers"),
     "tools": ("info", "list the built-in tools"),
     "config": ("info", "show settings and where each comes from"),

@@ -187,8 +187,11 @@ def exit_code(error: BaseException) -> int:
     return LIMIT if isinstance(error, OutputError) else ERROR
 
 
-def configure(flags: Mapping[str, Any] | None = None, env_file: str | None = None) -> Config:
-    """Read the configuration, with an env file where the user names one; conflicts are told on stderr."""
+def configure(flags: Mapping[str, Any] | None = None, env_file: str | None = None, file: str | None = None) -> Config:
+    """Read the configuration, with an env file where the user names one; conflicts are told on stderr.
+
+    `file` is a config file that the user names in place of the usual two. Raises ConfigError when there is none.
+    """
     environ: dict[str, str] = dict(os.environ)
     if env_file is not None:
         named, refused = read_env_file(env_file)
@@ -198,7 +201,9 @@ def configure(flags: Mapping[str, Any] | None = None, env_file: str | None = Non
                 "programs, folders, proxies and certificates are found."
             )
         environ.update(named)
-    config = load_config(flags=flags, environ=environ)
+    if file is not None and not Path(file).is_file():
+        raise ConfigError(f"There is no config file {file}.")
+    config = load_config(flags=flags, environ=environ, files=None if file is None else ((Path(file), True),))
     for notice in config.notices:
         say(f"windlass: {notice}")
     return config

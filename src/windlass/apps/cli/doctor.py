@@ -7,10 +7,15 @@ import platform
 import sqlite3
 import sys
 from collections.abc import Iterator
+from contextlib import aclosing
 from importlib.metadata import version
+from typing import Any
 
+from msgspec.structs import asdict
+
+from windlass.apps.cli.campaign import Case, run_campaign
 from windlass.apps.cli.common import ERROR, OK, Parser, configure, open_store, run_async
-from windlass.core import registry
+from windlass.core import json, registry
 from windlass.core.config import Config
 from windlass.core.config_files import config_home, data_home, default_files
 from windlass.core.errors import WindlassError
@@ -20,23 +25,56 @@ from windlass.providers.vendors import VENDORS
 __all__ = ["main", "parser"]
 
 Finding = tuple[str, bool, str]
+_ROW = "{:<17} {:<7} {:<24} {:<55} {}"
 _EXTRAS = {"local": "xllamacpp", "regex": "re2", "uvloop": "uvloop"}
 
 
 def main(name: str, args: list[str]) -> int:
     """Run the command; the exit code is 1 when something is broken."""
-    parser(name).parse_args(args)
-    config = configure()
-    bad = False
-    for what, good, text in _checks(config):
-        bad = bad or not good
-        sys.stdout.write(f"{'ok ' if good else 'BAD'} {what:<10} {text}\n")
-    return ERROR if bad else OK
+    options = parser(name).parse_args(args)
+    if options.gateway:
+        return run_async(lambda: _gateway(as_json=options.json))
+    found: list[Finding] = []
+    for what, good, text in _checks(configure()):
+        found.append((what, good, text))
+        if not options.json:
+            sys.stdout.write(f"{'ok ' if good else 'BAD'} {what:<10} {text}\n")
+    if options.json:
+        _print([{"what": what, "ok": good, "text": text} for what, good, text in found])
+    return OK if all(good for _, good, _ in found) else ERROR
 
 
 def parser(name: str) -> Parser:
     """Build the parser."""
-    return Parser(f"windlass {name}", "Check this installation: the exit code is 1 when something is broken.")
+    parser = Parser(f"windlass {name}", "Check this installation: the exit code is 1 when something is broken.")
+    parser.add_argument(
+        "--gateway",
+        action="store_true",
+        help="start a gateway and sixteen faulty models on this machine, and see that every fault is rescued or told",
+    )
+    parser.add_argument("--json", action="store_true", help="print the findings as one JSON document")
+    return parser
+
+
+def _print(rows: list[Any]) -> None:
+    sys.stdout.write(json.dumps(rows).decode() + "\n")
+
+
+async def _gateway(*, as_json: bool) -> int:
+    """Run the faults and print a row for each."""
+    cases: list[Case] = []
+    if not as_json:
+        sys.stdout.write(_ROW.format("fault", "asked", "expected", "what happened", "ok").rstrip() + "\n")
+    async with aclosing(run_campaign()) as campaign:
+        async for case in campaign:
+            cases.append(case)
+            if not as_json:
+                told = _ROW.format(case.fault, case.mode, case.expected, case.happened, "ok" if case.ok else "BAD")
+                sys.stdout.write(told.rstrip() + "\n")
+                sys.stdout.flush()
+    if as_json:
+        _print([asdict(case) for case in cases])
+    return OK if all(case.ok for case in cases) else ERROR
 
 
 def _checks(config: Config) -> Iterator[Finding]:

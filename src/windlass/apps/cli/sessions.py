@@ -5,20 +5,26 @@ from __future__ import annotations
 import argparse
 import sqlite3
 import sys
+from contextlib import aclosing
+from pathlib import Path
 
 from windlass.agent.agent import Agent
 from windlass.agent.conversation import Conversation
 from windlass.agent.ledger import Ledger
 from windlass.agent.session import Session
-from windlass.apps.cli.common import OK, Parser, configure, known_session, open_store, plain, run_async, say
+from windlass.apps.cli.common import OK, Parser, configure, known_session, open_store, plain, read_text, run_async, say
 from windlass.core import clock, json, registry
 from windlass.core.config import Config
-from windlass.core.errors import SessionError, StoreError
+from windlass.core.errors import ConfigError, SessionError, SessionNotFound, StoreError
 from windlass.core.messages import Reasoning, Text, ToolCall, ToolResponse, response_text
 from windlass.core.ports import Store
 from windlass.core.text import strip_escapes
 
 __all__ = ["main", "parser"]
+
+_FORMATS = ("jsonl", "a-json")
+_FORMAT_HELP = "jsonl: every row; a-json: roles and texts, the router server's own session files"
+_FILES = "windlass.server.session_files"
 
 
 def main(name: str, args: list[str]) -> int:
@@ -32,7 +38,7 @@ def main(name: str, args: list[str]) -> int:
 
 def parser(name: str) -> Parser:
     """Build the parser."""
-    parser = Parser(f"windlass {name}", "List, show, fork, export and delete kept conversations.", "VERB ...")
+    parser = Parser(f"windlass {name}", "List, show, fork, export, import and delete kept conversations.", "VERB ...")
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True, prog=f"windlass {name}")
     listing = verbs.add_parser("list", help="newest first", description="List sessions, newest first.")
     listing.add_argument("--json", action="store_true", help="one JSON object a line")
@@ -40,6 +46,15 @@ def parser(name: str) -> Parser:
     for verb, text in (("show", "the conversation"), ("export", "every row as JSONL"), ("delete", "remove for good")):
         each = verbs.add_parser(verb, help=text, description=f"{verb.title()} a session: {text}.", arguments="ID")
         each.add_argument("id", metavar="ID", help="the session, as windlass sessions list shows it")
+        if verb == "export":
+            each.add_argument("--format", choices=_FORMATS, default="jsonl", help=_FORMAT_HELP)
+            each.add_argument("--into", metavar="DIR", help="with a-json: write the router's file into this folder")
+            each.add_argument("--tenant", metavar="NAME", type=plain, help="a tenant of the gateway")
+    text = "sessions from files that export wrote"
+    imports = verbs.add_parser("import", help=text, description=f"Import {text}.", arguments="FILE ...")
+    imports.add_argument("files", metavar="FILE", nargs="+", help="the files; the sessions must not be there yet")
+    imports.add_argument("--format", choices=_FORMATS, default="a-json", help=_FORMAT_HELP)
+    imports.add_argument("--as", dest="new_id", type=plain, metavar="ID", help="with jsonl: the new session's id")
     text = "a new session that shares the rows so far"
     fork = verbs.add_parser("fork", help=text, description=f"Fork a session: {text}.", arguments="ID")
     fork.add_argument("id", metavar="ID", help="the session to start from")
@@ -69,6 +84,10 @@ async def _main(options: argparse.Namespace, config: Config) -> int:
     try:
         if options.verb == "list":
             return await _list(store, options)
+        if options.verb == "import":
+            return await _import(store, options)
+        if options.verb == "export" and (options.format == "a-json" or options.tenant):
+            return await _export(store, options)
         await known_session(store, options.id)
         if options.verb == "show":
             return await _show(store, options.id)
@@ -85,6 +104,55 @@ async def _main(options: argparse.Namespace, config: Config) -> int:
         return OK
     finally:
         await store.close()
+
+
+async def _export(store: Store, options: argparse.Namespace) -> int:
+    """Write a session as reference A's JSON, or any tenant's as JSONL."""
+    tenant = options.tenant or ""
+    if not tenant:
+        await known_session(store, options.id)
+    elif not await store.read(options.id, 0, 1, tenant=tenant):
+        raise SessionNotFound(f"Tenant {tenant!r} has no session {options.id!r}.")
+    if options.format == "jsonl":
+        lines = registry.load("windlass.stores.jsonl:export_jsonl")(store, options.id, tenant)
+        async with aclosing(lines):
+            async for line in lines:
+                sys.stdout.buffer.write(line)
+        sys.stdout.buffer.flush()
+        return OK
+    events = await Ledger(store, options.id, tenant=tenant).read()
+    if options.into is None:
+        data: bytes = registry.load(f"{_FILES}:session_json")(tenant, options.id, events)
+        sys.stdout.buffer.write(data + b"\n")
+        sys.stdout.buffer.flush()
+    else:
+        path = registry.load(f"{_FILES}:write_session")(Path(options.into), tenant, options.id, events)
+        sys.stdout.write(f"{path}\n")
+    return OK
+
+
+async def _import(store: Store, options: argparse.Namespace) -> int:
+    """Make sessions of files. Raises StoreError for one that cannot be read, SessionError where a session is there."""
+    if options.format == "jsonl":
+        if options.new_id is None or len(options.files) > 1:
+            raise ConfigError("Lines of JSON name no session.", hint="Import one file at a time, with --as ID.")
+        await _must_be_new(store, options.new_id)
+        lines = read_text(options.files[0], "the session").encode().splitlines()
+        await registry.load("windlass.stores.jsonl:import_jsonl")(store, lines, options.new_id)
+        sys.stdout.write(f"{options.new_id}\n")
+        return OK
+    for file in options.files:
+        tenant, session, events = registry.load(f"{_FILES}:read_file")(Path(file))
+        await _must_be_new(store, session, tenant)
+        await Ledger(store, session, tenant=tenant).commit(events)
+        sys.stdout.write(f"{strip_escapes(session)}\n")
+    return OK
+
+
+async def _must_be_new(store: Store, session: str, tenant: str = "") -> None:
+    if await store.read(session, 0, 1, tenant=tenant):
+        whose = f" of tenant {tenant!r}" if tenant else ""
+        raise SessionError(f"There is a session {session!r}{whose} already.", hint="Delete it first.")
 
 
 async def _fork(store: Store, options: argparse.Namespace, config: Config) -> None:

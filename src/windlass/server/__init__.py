@@ -1,0 +1,1 @@
+"""The front door over HTTP: a provider turned inside out."""
