@@ -8,7 +8,7 @@ PYTEST  := $(BIN)/python -m pytest
 SHELL   := /bin/bash
 
 .DEFAULT_GOAL := help
-.PHONY: help run build check test test-fast soak lint format type docs bench clean
+.PHONY: help run serve build check test test-fast soak lint format type docs bench clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  \1\t\2/' | expand -t 14
@@ -21,10 +21,18 @@ $(VENV)/.run: pyproject.toml
 $(VENV)/.dev: pyproject.toml requirements-dev.txt
 	$(PY) -m venv $(VENV)
 	$(BIN)/pip install -q -e '.[all]' -r requirements-dev.txt
-	@touch $@ $(VENV)/.run
+	@touch $@ $(VENV)/.run $(VENV)/.serve
 
 run: $(VENV)/.run ## run the built-in model on a real task in a new folder; no key, no account
 	@$(BIN)/python scripts/demo.py
+
+$(VENV)/.serve: pyproject.toml
+	$(PY) -m venv $(VENV)
+	$(BIN)/pip install -q -e '.[local,server]'
+	@touch $@
+
+serve: $(VENV)/.serve ## serve the built-in model, and every provider that has a key, on http://127.0.0.1:8081
+	@$(BIN)/windlass serve
 
 build: $(VENV)/.dev ## build the wheel and the source distribution into dist/
 	$(BIN)/python -m build -q

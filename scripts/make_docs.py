@@ -15,10 +15,25 @@ import sys
 import textwrap
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 SRC = ROOT / "src" / "windlass"
-ROOMS = ("core", "wire", "agent", "tools", "workspaces", "stores", "sinks", "local", "testing", "providers", "apps")
+ROOMS = (
+    "core",
+    "wire",
+    "agent",
+    "tools",
+    "workspaces",
+    "stores",
+    "sinks",
+    "local",
+    "testing",
+    "providers",
+    "accounts",
+    "server",
+    "apps",
+)
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 # -- the API reference -------------------------------------------------------------------------------------------------
@@ -327,6 +342,21 @@ def settings_table() -> str:
     return "\n".join(out)
 
 
+def server_table() -> str:
+    """Return every setting of the `[server]` table, and the limits of the edge."""
+    from windlass.server.settings import ABOUT, VARIABLES, ServerSettings
+
+    plain, variables = ServerSettings(), {key: name for name, (key, _) in VARIABLES.items()}
+    out = ["| setting | default | meaning | reference A's variable |", "|---|---|---|---|"]
+    for name, text in ABOUT.items():
+        value: Any = plain
+        for part in name.split("."):
+            value = getattr(value, part)
+        shown = "none" if value in ("", ()) else f"`{str(value).lower() if isinstance(value, bool) else value}`"
+        out.append(f"| `{name}` | {shown} | {text} | {f'`{variables[name]}`' if name in variables else ''} |")
+    return "\n".join(out)
+
+
 def behavior_table() -> str:
     """Return every behavior with its default."""
     from windlass.agent.behavior import Behavior
@@ -348,6 +378,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "vendors": vendor_table,
     "tools": tool_table,
     "behaviors": behavior_table,
+    "server": server_table,
     "settings": settings_table,
     "errors": error_tree,
 }

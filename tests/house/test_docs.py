@@ -6,7 +6,8 @@ How a page is read:
   one is what it printed.
 - `console` blocks run line by line (`$ command`) in a shell with `windlass` on its PATH and no key; what stands below
   a command is what it printed, on both streams; `# exit code N` at its end is what it must end with, else 0. `make`
-  commands are only looked up (`make -n`).
+  commands are only looked up (`make -n`). A command that ends in ` &` goes on until the page ends: a server, whose
+  first line says where it listens.
 - `toml` blocks are read by `load_config` as the user's own file, or are a part of a `pyproject.toml`.
 - `...` in an expected output stands for anything.
 - `<!-- not run: why -->` right before a block leaves it out; how many of those there may be is a ratchet.
@@ -42,6 +43,7 @@ from windlass.core import models
 from windlass.core.config_files import load_config
 from windlass.local.embedded import embedded_model
 from windlass.providers.vendors import VENDORS
+from windlass.server.settings import read_settings
 
 ROOT = Path(__file__).parents[2]
 ARCHITECTURE = ROOT / "ARCHITECTURE.md"
@@ -171,10 +173,30 @@ def commands(block: Block) -> Iterator[tuple[str, str]]:
 
 @pytest.mark.parametrize("page", pages_with("console"))
 def test_console_blocks_run(page: Path, empty_machine: Path) -> None:
+    with contextlib.ExitStack() as servers:
+        run_console(page, empty_machine, servers)
+
+
+def serve_on(command: str, folder: Path, servers: contextlib.ExitStack) -> str:
+    """Start a server that runs until the page ends; returns its first line."""
+    server = servers.enter_context(
+        subprocess.Popen(["bash", "-c", f"exec {command}"], cwd=folder, stdin=subprocess.DEVNULL,
+                         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    )  # fmt: skip
+    servers.callback(server.kill)
+    assert server.stdout is not None
+    return server.stdout.readline()
+
+
+def run_console(page: Path, empty_machine: Path, servers: contextlib.ExitStack) -> None:
     for block in blocks(page):
         if block.language != "console" or block.not_run is not None:
             continue
         for command, expected in commands(block):
+            if command.endswith(" &"):
+                line = serve_on(command.removesuffix(" &"), empty_machine, servers)
+                assert matches(expected, line), f"{page.name}:{block.line}: $ {command}\n{line}"
+                continue
             looked_up = command.startswith("make ")
             done = subprocess.run(
                 ["bash", "-c", command.replace("make ", "make -n ", 1) if looked_up else command],
@@ -202,6 +224,7 @@ def test_toml_blocks_are_settings(page: Path, empty_machine: Path) -> None:
                 path.write_text(block.text, encoding="utf-8")
                 config = load_config(environ={}, files=((path, True),))
                 assert config.notices == (), f"{page.name}:{block.line}: {config.notices}"
+                read_settings(config.server)
     finally:
         overrides.clear()
         overrides.update(before)
@@ -314,7 +337,7 @@ def test_architecture_lists_the_arrows_by_name() -> None:
 
 def test_the_numbers_in_the_documents_are_still_true() -> None:
     readme, changelog = (ROOT / "README.md").read_text(), (ROOT / "CHANGELOG.md").read_text()
-    assert ("sixteen vendors" in readme, "sixteen vendors" in changelog, len(VENDORS)) == (True, True, 16)
+    assert ("twenty vendors" in readme, "twenty vendors" in changelog, len(VENDORS)) == (True, True, 20)
     assert ("Twenty-eight hooks" in readme, "28 hooks" in changelog, len(HOOKS)) == (True, True, 28)
     assert [name for name in COMMANDS if f"`{name}`" not in changelog] == []
     profile = embedded_model().profile
@@ -344,3 +367,16 @@ def test_examples_are_programs_that_run(path: Path, empty_machine: Path) -> None
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip(), "an example shows something"
+
+
+def test_every_row_of_reference_a_names_tests_that_exist() -> None:
+    text = (ROOT / "docs" / "reference-a.md").read_text(encoding="utf-8")
+    rows = [line for line in text.splitlines() if line.startswith("| ") and not line.startswith("| A |")]
+    assert len(rows) > 35
+    for row in rows:
+        named = re.findall(r"`(test_\w+)\.py(?:::(test_\w+))?`", row.split("|")[-2])
+        assert named, row
+        for file, test in named:
+            found = list((ROOT / "tests").rglob(f"{file}.py"))
+            assert found, row
+            assert not test or any(f"def {test}(" in path.read_text(encoding="utf-8") for path in found), row

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pytest
+from process_probe import children, known
 
 from windlass.workspaces.local import LocalWorkspace
 
@@ -25,6 +26,12 @@ def _hook(event: str, args: tuple[Any, ...]) -> None:
 
 
 sys.addaudithook(_hook)
+
+
+@pytest.fixture(autouse=True)
+def _children_of_others() -> None:  # pyright: ignore[reportUnusedFunction]
+    known.clear()
+    known.update(children())
 
 
 @contextmanager
