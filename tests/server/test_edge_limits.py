@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import sys
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
@@ -242,6 +243,30 @@ async def test_a_connection_too_many_is_told_so() -> None:
             assert (await one.answer()).whole and (await two.answer()).whole
         assert (await ask(up.port, request("GET", "/"))).status == 200
         await settled(up.listener)
+
+
+async def test_s73_a_process_that_may_open_few_files_takes_fewer_connections(tmp_path: Path) -> None:
+    env = {"WINDLASS_HOME": str(tmp_path), "HOME": str(tmp_path), "PATH": ""}
+    command = [sys.executable, "-m", "windlass", "serve", "--port", "0"]
+    limited = ["/bin/sh", "-c", 'ulimit -Sn 200; ulimit -Hn 500; exec "$@"', "sh", *command]
+    process = await asyncio.create_subprocess_exec(*limited, env=env, cwd=tmp_path, stderr=asyncio.subprocess.PIPE)
+    assert process.stderr is not None
+    try:
+        lines: list[bytes] = []
+        while b" serves http://" not in (line := await process.stderr.readline()):
+            lines.append(line)
+            assert line, lines
+        port = int(line.rpartition(b":")[2])
+        lines.append(await process.stderr.readline())
+        assert b"only 122 connections" in b"".join(lines)
+        async with crowd(port, 400):
+            # A file is left for whatever an answer needs, here the connection to a provider that is not there.
+            assert (await ask(port, request("GET", "/diagnostics/providers"))).status == 200
+        assert (await ask(port, request("GET", "/health"))).status == 200
+    finally:
+        process.terminate()
+        rest = await process.stderr.read()
+        assert await process.wait() == 0 and b"Too many" not in rest and b"out of system resource" not in rest
 
 
 # ------------------------------------------------------------------------------------------------- slow readers (R31)

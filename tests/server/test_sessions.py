@@ -221,6 +221,27 @@ async def test_r10_a_stream_that_breaks_off_is_kept_and_marked(gateway: StartGat
         assert (await read_session(served.url, "s")).json()["status"] == "idle"
 
 
+async def test_a_stream_that_another_model_ended_is_kept_as_the_client_has_it(gateway: StartGateway) -> None:
+    served = await gateway(routes={"both": ["fault:cut?tokens=3", "fault:ok"]})
+    async with sdk(served.url) as client:
+        extra = {"session_id": "s"}
+        pieces, reason = await streamed(client, model="both", messages=[said("go")], extra_body=extra)
+        whole, _ = await streamed(client, model="fault:ok", messages=[said("go")])
+    assert reason == "stop" and pieces
+    (_, answer) = Conversation.fold(await kept(served, "s")).messages
+    assert (answer.text, answer.finish_reason) == ("".join(pieces), "stop")
+    assert len(whole) > 0
+
+
+@pytest.mark.parametrize("model", ["fault:503", "fault:reset", "fault:malformed"])
+async def test_a_model_that_fails_leaves_nothing_in_the_session(gateway: StartGateway, model: str) -> None:
+    served = await gateway(server={"attempts": 1})
+    assert (await ask(served.url, prompt="x", model=model, session_id="s")).status_code >= 500
+    await at_rest(served)
+    assert await talk(served, "s") == []
+    assert isinstance((await kept(served, "s"))[-1], RunFinished)
+
+
 async def test_r30_a_client_that_leaves_midway_leaves_a_marked_answer(gateway: StartGateway) -> None:
     async with FaultServer([Stream([*chat_stream("so far", end=False).parts, 60.0])]) as upstream:
         served = await gateway(providers=up(upstream, model="m"))

@@ -171,11 +171,12 @@ async def test_a_session_that_is_deleted_meanwhile_does_not_come_back(gateway: S
         assert await served.gateway.sessions.store.delete("s")
         if again:
             # The same id, another conversation.
-            other = [SessionCreated(session_id="s"), RunStarted(session_id="s", model="m", run_id="other")]
+            started = [RunStarted(session_id="s", model="m", run_id=name) for name in ("other", "another")]
+            other = [SessionCreated(session_id="s"), *started]
             await Ledger(served.gateway.sessions.store, "s").commit(other)
         gate.set()
         assert '"code":"session_deleted"' in (await task).text
-        assert len(await kept(served, "s")) == 2 * again
+        assert len(await kept(served, "s")) == 3 * again
 
 
 # ------------------------------------------------------------------------------------------------------------ tenants

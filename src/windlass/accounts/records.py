@@ -171,8 +171,13 @@ _TEXTS = [place for place, name in enumerate(_FIELDS) if RequestRecord.__annotat
 _COUNTS = [place for place, name in enumerate(_FIELDS) if place not in _TEXTS and name != "time"]
 
 
+_FLAGS = tuple([RequestRecord.__struct_fields__.index(name) for name in ("stream", "estimated")])
+
+
 def _row(record: RequestRecord) -> Sequence[Any]:
     row: list[Any] = list(msgspec.structs.astuple(record))
+    for place in _FLAGS:
+        row[place] = int(row[place])
     # Nearly nothing is ever cut: looking costs a third of cutting everything.
     for place in _TEXTS:
         if len(row[place]) > MAX_TEXT:

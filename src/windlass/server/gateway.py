@@ -61,7 +61,7 @@ class Gateway:
         self.stored = StoredResponses(accounts.tables)
         self.sessions = Sessions(config, settings)
         #: What is being answered now, by the call's identity as an object.
-        self.running: dict[int, tuple[Call, asyncio.Task[Any]]] = {}
+        self.running: dict[int, Call] = {}
         #: Called with every record, besides what counts and keeps it: must return at once, and never raise.
         self.watchers: list[Callable[[RequestRecord, Job], None]] = []
         self._cache = ResponseCache(accounts.tables)
@@ -107,10 +107,10 @@ class Gateway:
 
     def _revoked(self, key_id: str) -> None:
         """End what a key that is no longer valid has running."""
-        for call, task in list(self.running.values()):
-            if call.identity is not None and call.identity.key_id == key_id:
+        for call in list(self.running.values()):
+            if call.identity is not None and call.identity.key_id == key_id and call.task is not None:
                 call.ending = RequestRefused(401, "The key was revoked.", kind="auth_error", reason="key_revoked")
-                task.cancel("the key was revoked")
+                call.task.cancel("the key was revoked")
 
     # -- the edge (protocol.App) -----------------------------------------------------------------------------------
 
@@ -131,9 +131,9 @@ class Gateway:
     async def serve(self, call: Call) -> None:
         """Answer an admitted request."""
         self.stats.entered(call)
-        task = asyncio.current_task()
-        assert task is not None
-        self.running[id(call)] = (call, task)
+        if call.task is None:
+            call.task = asyncio.current_task()
+        self.running[id(call)] = call
         try:
             await call.endpoint.handle(self, call)
         except WindlassError as error:

@@ -5,6 +5,7 @@ A head that is not exactly RFC 9112 is refused: what two parsers could read diff
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import Awaitable, Sequence
 from http import HTTPStatus
@@ -142,6 +143,8 @@ class Call(Struct, eq=False):
     extra_headers: list[tuple[str, str]] = []
     #: What the log and the record should say.
     notes: dict[str, Any] = {}
+    #: The task that serves it.
+    task: asyncio.Task[None] | None = None
     status: int = 0
     started: bool = False
     sent: int = 0

@@ -416,7 +416,7 @@ class Connection(asyncio.Protocol):
         self._call = call
         if self._drained is None:
             self.due = inf
-        task = self._task = self.listener.loop.create_task(self._serve(call))
+        task = call.task = self._task = self.listener.loop.create_task(self._serve(call))
         self.listener.tasks.add(task)
 
     async def _serve(self, call: WireCall) -> None:

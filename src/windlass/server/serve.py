@@ -6,7 +6,10 @@ import asyncio
 import logging
 import signal
 import socket
+import sys
 from collections.abc import Awaitable, Callable
+
+from msgspec.structs import replace
 
 from windlass.core.errors import ConfigError, WindlassError
 from windlass.server.protocol import App, Limits, Listener
@@ -14,6 +17,27 @@ from windlass.server.protocol import App, Limits, Listener
 __all__ = ["listen", "serve"]
 
 log = logging.getLogger("windlass.server")
+#: Files that the process needs besides those of its connections.
+_OTHER_FILES = 256
+
+if sys.platform == "win32":
+
+    def _room(connections: int) -> int:
+        return connections
+else:
+    import resource
+
+    def _room(connections: int) -> int:
+        """Return how many connections there are files for, each with one to a provider, asking for as many as allowed.
+
+        Without a file left nothing can be accepted, and no provider be asked for the clients that are here.
+        """
+        wanted = 2 * connections + _OTHER_FILES
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        if resource.RLIM_INFINITY != soft < wanted:
+            soft = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        return connections if soft in (wanted, resource.RLIM_INFINITY) else min(connections, (soft - _OTHER_FILES) // 2)
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -58,7 +82,10 @@ async def serve(
             again.set()
         stop.set()
 
-    listener = Listener(app, limits)
+    limits = limits or Limits()
+    if (room := _room(limits.connections)) < limits.connections:
+        log.warning("only %d connections are taken: the system allows this process too few open files", room)
+    listener = Listener(app, replace(limits, connections=max(1, room)))
     reloads: set[asyncio.Task[None]] = set()
 
     def reload_now() -> None:

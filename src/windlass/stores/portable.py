@@ -112,10 +112,19 @@ def _unescape(match: re.Match[str]) -> str:
     return "\0" if code == "0" else _ESCAPE if code == "1" else chr(int(code, 16))
 
 
+_PLAIN = frozenset((int, str, bytes, type(None)))
+
+
 def _bind(statement: Statement, params: Sequence[Any]) -> tuple[Any, ...]:
     """Return the parameters as both databases take them. Raises ValueError naming one that neither can hold."""
     if len(params) != statement.parameters:
         raise ValueError(f"the statement has {statement.parameters} '?', and {len(params)} parameters were given")
+    if _PLAIN.issuperset(map(type, params)):
+        # Most rows hold nothing that has to be looked at one by one.
+        text = "".join([value for value in params if type(value) is str])
+        whole = [value for value in params if type(value) is int]
+        if text.isascii() and "\0" not in text and (not whole or (min(whole) in _INT64 and max(whole) in _INT64)):
+            return tuple(params)
     return tuple([_value(value, place) for place, value in enumerate(params)])
 
 
