@@ -170,8 +170,9 @@ def _fields(line: _Line) -> dict[str, Any]:
     record = line.record
     out: dict[str, Any] = {
         "time": clock.rfc3339(record.time), "level": "info", "event": "request", "request_id": line.request,
-        "record_id": record.id, "key": line.key, "key_id": record.key_id, "tenant": record.tenant, "address": record.address,
-        "endpoint": record.endpoint, "model": record.route, "target": record.target, "attempts": record.attempts,
+        "record_id": record.id, "key": line.key, "key_id": record.key_id, "tenant": record.tenant,
+        "address": record.address, "endpoint": record.endpoint, "model": record.route, "target": record.target,
+        "attempts": record.attempts,
         "status": record.status, "outcome": record.outcome, "error": record.error, "stream": record.stream,
         "session_id": record.session_id, "input_tokens": record.input_tokens, "output_tokens": record.output_tokens,
         "cache_read_tokens": record.cache_read_tokens, "estimated": record.estimated,
