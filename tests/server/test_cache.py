@@ -15,7 +15,8 @@ import pytest
 from tests.server.conftest import InProcess, StartGateway
 from tests.server.test_endpoints_ollama import client_of
 from windlass.core.usage import Usage
-from windlass.server.cache import CachedAnswer
+from windlass.server.cache import CachedAnswer, ResponseCache
+from windlass.stores.tables import open_tables
 from windlass.testing.faults import FaultServer, Received, Reply, Step, Stream, sse
 
 JSON = {"content-type": "application/json"}
@@ -304,6 +305,27 @@ async def test_the_table_keeps_its_bound_and_the_newest(gateway: StartGateway) -
         rows = await up.gateway.accounts.tables.fetch("SELECT digest FROM cached_answers ORDER BY created")
         kept = [int.from_bytes(row[0], "big") for row in rows]
         assert kept == list(range(150 - len(kept), 150))
+
+
+async def test_several_gateways_share_it_on_postgresql(database_url: str) -> None:
+    tables, others = open_tables(database_url), open_tables(database_url)
+    one, two = ResponseCache(tables), ResponseCache(others)
+    try:
+        for number in range(40):
+            made = CachedAnswer(b"\x00answer" * 100, "up:m", None, Usage(number, 1), "stop")
+            cache = (one, two)[number % 2]
+            await cache._keep("t", bytes([number]), made, 60.0, 20_000)  # pyright: ignore[reportPrivateUsage]
+        found = await two._find("t", bytes([38]))  # pyright: ignore[reportPrivateUsage]
+        assert found is not None and found.usage.input_tokens == 38 and found.body == b"\x00answer" * 100
+        assert await one._find("t", bytes([0])) is None  # pyright: ignore[reportPrivateUsage]
+        assert await one._find("other", bytes([38])) is None  # pyright: ignore[reportPrivateUsage]
+        ((size,),) = await tables.fetch("SELECT sum(size) FROM cached_answers")
+        # Each of two gateways may be a sixteenth ahead of its last look.
+        assert size <= 20_000 + 2 * (20_000 // 16 + 1000)
+        assert one.failures == two.failures == 0
+    finally:
+        await tables.close()
+        await others.close()
 
 
 async def test_a_database_that_fails_is_a_miss(gateway: StartGateway) -> None:

@@ -152,9 +152,11 @@ async def test_what_strangers_learn_of_providers_and_clients(gateway: StartGatew
         answer = await ask(made.port, request("GET", "/diagnostics/providers", headers))
         assert b"127.0.0.1" not in answer.body and b"targets" not in answer.body
     assert b"targets" in (await ask(made.port, request("GET", "/diagnostics/providers", {"x-api-key": admin}))).body
-    for secret, seen in ((client, False), (admin, True)):
+    _, boss_a = await made.gateway.accounts.create("boss-a", tenant="a", role="admin")
+    _, boss_b = await made.gateway.accounts.create("boss-b", tenant="b", role="admin")
+    for secret, seen in ((client, False), (admin, True), (boss_a, True), (boss_b, False)):
         listed = await ask(made.port, request("GET", "/diagnostics/clients", {"x-api-key": secret}))
-        assert (b"ann" in listed.body) is seen
+        assert (b'"ann"' in listed.body) is seen
 
 
 # ------------------------------------------------------------------------------------------------------- keys (S41)
@@ -283,6 +285,21 @@ async def test_a_remembered_decision_ends_with_a_reload(gateway: StartGateway) -
     assert (await ask(made.port, other)).status == 421
     made.gateway.replace(read_settings({"hosts": ["Gateway.Example"]}), made.gateway.config, made.gateway.router)
     assert (await ask(made.port, other)).status == 200
+
+
+async def test_s44_a_key_that_is_revoked_while_its_body_comes_is_not_served(gateway: StartGateway) -> None:
+    made, client, _ = await keyed(gateway)
+    async with wire(made.port) as sent, wire(made.port) as other:
+        for one in (sent, other):
+            head = {"x-api-key": client, "content-length": "2", "content-type": "application/json"}
+            await one.send(request("POST", "/v1/chat/completions", head), b"{")
+        await until(lambda: made.listener.buffered == 2)
+        await other.send(b"}")
+        assert (await other.answer()).status == 400
+        (row,) = [row for row in await made.gateway.accounts.list() if row.name == "ann"]
+        await made.gateway.accounts.revoke(row.key_id)
+        await sent.send(b"}")
+        assert (await sent.answer()).status == 401
 
 
 async def test_s44_a_revoked_key_loses_its_stream_at_once_and_others_theirs_not(gateway: StartGateway) -> None:

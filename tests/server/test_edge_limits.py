@@ -13,6 +13,7 @@ import pytest
 
 from tests.server.conftest import Serve, StartGateway
 from tests.server.edge import Echo, ask, crowd, edge, exchange, request, settled, until, wire
+from windlass.server.http import Call
 from windlass.server.protocol import Limits
 from windlass.testing.faults import FaultServer, Part, Stream, sse
 
@@ -94,16 +95,17 @@ async def test_s63_who_reads_nothing_of_an_answer_is_ended() -> None:
 
 
 async def test_s63_a_slow_reader_that_goes_on_reading_is_served() -> None:
-    limits = Limits(stall_seconds=0.8, body_rate=1024)
-    async with edge(Echo(size=32 << 20), limits) as up, wire(up.port) as sent:
+    async with edge(Echo(size=64 << 20), Limits(stall_seconds=0.5, body_rate=1024)) as up, wire(up.port) as sent:
         await sent.send(request("GET", "/large"))
-        seen = 0
+        (connection,) = up.listener.connections
         # Longer than `stall_seconds` in all, never a stall.
-        for _ in range(8):
-            seen += len(await sent.reader.readexactly(1 << 20))
-            await asyncio.sleep(0.2)
-        answer = await sent.rest_of(32 << 20, seen)
-        assert answer >= 32 << 20
+        for _ in range(12):
+            sent.pause()
+            await asyncio.sleep(0.1)
+            sent.resume()
+            await sent.reader.readexactly(1 << 20)
+        assert connection in up.listener.connections and connection.due < float("inf")
+        assert await sent.rest_of(64 << 20, 12 << 20) >= 64 << 20
 
 
 # -------------------------------------------------------------------------------------------------------------- S64
@@ -131,6 +133,8 @@ async def test_s64_a_client_that_is_still_sending_can_read_why_it_was_refused() 
         for _ in range(200):
             await sent.send(bytes(65_536))
         assert (await sent.answer()).status == 413
+        # It is told that this is the end, while we still take what it sends.
+        assert await sent.rest() == b""
         assert len(up.listener.lingering) == 1 and not up.listener.connections
 
 
@@ -154,10 +158,17 @@ async def test_s64_all_connections_together_hold_a_bounded_number_of_bytes() -> 
         assert (await ask(up.port, request("POST", "/", body=bytes(500_000)))).status == 200
         await one.send(bytes(599_999))
         await until(lambda: up.listener.buffered == 599_999)
-        for data in (request("POST", "/", whole) + bytes(500_000),
-                     request("POST", "/", CODED) + (b"10000\r\n" + bytes(65_536) + b"\r\n") * 8):  # fmt: skip
-            answer, _ = await exchange(up.port, data)
-            assert (answer.status, answer.body) == (503, b"overloaded")
+        large = [
+            [request("POST", "/", whole), *[bytes(10_000)] * 50],
+            [request("POST", "/", CODED), *[b"2710\r\n" + bytes(10_000) + b"\r\n"] * 50],
+        ]
+        for pieces in large:
+            async with wire(up.port) as sent:
+                for piece in pieces:
+                    await sent.send(piece)
+                    await asyncio.sleep(0.001)
+                answer = await sent.answer()
+                assert (answer.status, answer.body) == (503, b"overloaded")
         assert (await ask(up.port, request("POST", "/", body=bytes(60_000)))).status == 200
         await one.send(b"x")
         assert (await one.answer()).body == b"600000"
@@ -253,11 +264,11 @@ async def test_s73_a_process_that_may_open_few_files_takes_fewer_connections(tmp
     assert process.stderr is not None
     try:
         lines: list[bytes] = []
-        while b" serves http://" not in (line := await process.stderr.readline()):
-            lines.append(line)
-            assert line, lines
+        async with asyncio.timeout(20):
+            while b" serves http://" not in (line := await process.stderr.readline()):
+                lines.append(line)
+                assert line, lines
         port = int(line.rpartition(b":")[2])
-        lines.append(await process.stderr.readline())
         assert b"only 122 connections" in b"".join(lines)
         async with crowd(port, 400):
             # A file is left for whatever an answer needs, here the connection to a provider that is not there.
@@ -356,6 +367,33 @@ async def test_r30_a_client_that_leaves_ends_its_request() -> None:
                 await sent.send(data)
                 sent.writer.write_eof()
                 assert await sent.rest() == b""
+        await settled(up.listener)
+
+
+async def test_r30_a_client_that_reads_nothing_and_leaves_ends_its_request_too() -> None:
+    async with edge(Echo(size=64 << 20)) as up, wire(up.port) as sent:
+        sent.pause()
+        await sent.send(request("GET", "/stream"))
+        (connection,) = up.listener.connections
+        await until(lambda: connection.due < float("inf"))  # it is slow
+        sent.writer.write_eof()
+        await until(lambda: not up.listener.tasks)
+        assert up.app.cancelled == ["the client left"]
+
+
+async def test_an_answer_that_was_not_ended_is_not_taken_for_a_whole_one() -> None:
+    class Careless(Echo):
+        async def serve(self, call: Call) -> None:
+            if call.head.path == "/begun":
+                call.start(200, kind="text/plain")
+                call.write(b"half")
+
+    async with edge(Careless()) as up:
+        for path, got in (("/begun", b"half"), ("/nothing", b"")):
+            async with wire(up.port) as sent:
+                await sent.send(request("GET", path), request("GET", path))
+                rest = await sent.rest()
+                assert rest.count(b"HTTP/1.1") == bool(got) and got in rest and not rest.endswith(b"0\r\n\r\n")
         await settled(up.listener)
 
 

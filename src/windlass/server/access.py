@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hmac
 import ipaddress
-from typing import Any
 
 from windlass.accounts.book import Accounts
 from windlass.accounts.keys import ANONYMOUS, Identity
@@ -118,8 +117,3 @@ def _check_body(headers: dict[str, str]) -> None:
     # A page can send text/plain and forms across sites without asking; JSON it cannot.
     if kind != "application/json" and not (kind == "" and "origin" not in headers):
         raise RequestRefused(415, "The body must be application/json.", reason="unsupported_media_type")
-
-
-def describe(identity: Any) -> str:
-    """Return the name by which logs and diagnostics call a caller: never a secret."""
-    return str(identity.name or identity.key_id or "anonymous")

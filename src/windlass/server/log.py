@@ -233,7 +233,8 @@ class _Messages(logging.Handler):
             data = _json({**fields, "exception": trace} if trace else fields)
         else:
             shown = [_shown(message), *[_shown(line) for line in trace.splitlines()]]
-            data = f"windlass: {chr(10).join(shown)}\n".encode()
+            said = "" if message.startswith("windlass ") else "windlass: "
+            data = f"{said}{chr(10).join(shown)}\n".encode()
         self._writer.put(bytes, [data])
 
     def finish(self) -> None:

@@ -169,12 +169,12 @@ _ESCAPES = str.maketrans({"\\": r"\\", '"': r"\"", "\n": r"\n"})
 
 
 async def clients(gateway: Gateway, call: Call) -> None:
-    """Answer `GET /diagnostics/clients`: how many are being answered, and for an administrator who they are."""
+    """Answer `GET /diagnostics/clients`: how many are answered, and to administrators who they are, of their tenant."""
     known = [
         {"address": client.address, "key": client.key, "requests": client.requests,
          "last_seen": clock.rfc3339(client.last_seen)}
         for client in gateway.stats.clients.values()
-        if call.identity.role == "admin"
+        if call.identity.role == "admin" and call.identity.tenant in ("", client.tenant)
     ]  # fmt: skip
     _tell(call, {"instance_id": gateway.settings.instance_id, "active_connections": gateway.stats.active,
                  "known_clients": known})  # fmt: skip

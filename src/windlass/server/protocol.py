@@ -57,7 +57,10 @@ class Limits(Struct, frozen=True):
 
 
 class App(Protocol):
-    """What answers. `admit` looks at a head before its body is read and returns how many bytes of it are welcome."""
+    """What answers. `admit` looks at a head before its body is read and returns how many bytes of it are welcome.
+
+    It is asked again once a body is here that did not come with its head.
+    """
 
     def admit(self, call: Call) -> int: ...
     async def serve(self, call: Call) -> None: ...
@@ -143,6 +146,7 @@ class Listener:
         self._sweeper.cancel()
         for connection in (*self.connections, *self.lingering):
             connection.abort()
+        await clock.sleep(0)  # until their sockets are closed
         return left
 
     def hurry(self) -> None:
@@ -387,6 +391,9 @@ class Connection(asyncio.Protocol):
         try:
             whole = incoming.feed(data)
             self._hold(incoming.size - before)
+            if whole:
+                # That took time, in which a key may have been revoked.
+                self.listener.app.admit(call)
         except RequestRefused as error:
             self._refuse(error, call)
             return

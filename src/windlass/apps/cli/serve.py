@@ -92,22 +92,20 @@ async def _serve(options: argparse.Namespace) -> int:
             sock,
             limits=settings.limits,
             drain_seconds=settings.drain_seconds,
-            ready=lambda: _ready(f"windlass serves http://{settings.host}:{port}", settings),
+            ready=lambda: _ready(f"windlass serves http://{settings.host}:{port}"),
             reload=reload,
             watch=_changes(files) if options.reload_config else None,
         )
     return OK
 
 
-def _ready(text: str, settings: ServerSettings) -> None:
+def _ready(text: str) -> None:
     # What exists now lives as long as the server: the collector need not look at it again.
     gc.collect()
     gc.freeze()
     gc.set_threshold(20_000, 50, 100)
-    if settings.log == "json":
-        log.info("%s", text)
-    else:
-        say(text)
+    # As a message like the others: then it comes behind what was said before.
+    log.info("%s", text)
 
 
 async def _reload(gateway: Gateway, listener: Listener, config: Config, options: argparse.Namespace) -> None:
