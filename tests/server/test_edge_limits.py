@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from tests.server.conftest import Serve, StartGateway
-from tests.server.edge import Echo, ask, crowd, edge, exchange, request, settled, until, wire
+from tests.server.edge import Echo, ask, crowd, edge, exchange, request, settled, unquiet, until, wire
 from windlass.server.http import Call
 from windlass.server.protocol import Limits
 from windlass.testing.faults import FaultServer, Part, Stream, sse
@@ -375,10 +375,30 @@ async def test_r30_a_client_that_reads_nothing_and_leaves_ends_its_request_too()
         sent.pause()
         await sent.send(request("GET", "/stream"))
         (connection,) = up.listener.connections
-        await until(lambda: connection.due < float("inf"))  # it is slow
+        await until(lambda: up.app.written and connection.due < float("inf"))  # it is slow
         sent.writer.write_eof()
         await until(lambda: not up.listener.tasks)
         assert up.app.cancelled == ["the client left"]
+
+
+async def test_r30_who_writes_on_after_the_client_left_fills_no_log(caplog: pytest.LogCaptureFixture) -> None:
+    class Deaf(Echo):
+        async def serve(self, call: Call) -> None:
+            call.start(200, kind="text/plain")
+            self.begun.set()
+            await self.go.wait()
+            for _ in range(100):
+                call.write(bytes(1000))  # without a look at what it is told
+            call.finish()
+
+    async with edge(Deaf()) as up, wire(up.port) as sent:
+        await sent.send(request("GET", "/"))
+        await up.app.begun.wait()
+        (connection,) = up.listener.connections
+        up.app.go.set()
+        connection.abort()
+        await settled(up.listener)
+    assert unquiet(caplog) == []
 
 
 async def test_an_answer_that_was_not_ended_is_not_taken_for_a_whole_one() -> None:

@@ -483,8 +483,9 @@ class Connection(asyncio.Protocol):
 
     def send(self, data: bytes) -> Awaitable[None] | None:
         """Write, as far as the client is still there; returns what to await while it is slow."""
-        if self._transport is not None:
-            self._transport.write(data)
+        transport = self._transport
+        if transport is not None and not transport.is_closing():
+            transport.write(data)
         return self._drained
 
     def persistent(self) -> bool:
