@@ -363,8 +363,6 @@ class Connection(asyncio.Protocol):
                 if len(raw) <= _REMEMBERED:
                     self._last_head, self._last_parsed = raw, head
             call = WireCall(head, self.peer, clock.monotonic(), connection=self)
-            if listener.draining:
-                raise stopping()
             self.keep = head.keep_alive
             limit = listener.app.admit(call)
             length = head.length
