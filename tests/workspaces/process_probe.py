@@ -37,8 +37,12 @@ known: set[int] = set()
 
 def children() -> list[int]:
     """Return the children of this process that the test made, zombies too."""
-    tasks = Path("/proc/self/task").iterdir()
-    found = [int(pid) for task in tasks for pid in (task / "children").read_text().split()]
+    found: list[int] = []
+    for task in Path("/proc/self/task").iterdir():
+        try:
+            found += [int(pid) for pid in (task / "children").read_text().split()]
+        except OSError:  # the thread ended meanwhile
+            continue
     return [pid for pid in found if pid not in known]
 
 
