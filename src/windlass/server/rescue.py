@@ -8,7 +8,7 @@ from typing import Any
 from msgspec.structs import replace
 
 from windlass.core import clock
-from windlass.core.errors import ConfigError, ProviderError, WindlassError
+from windlass.core.errors import BadRequestError, ConfigError, ProviderError, WindlassError
 from windlass.core.items import TextItem, ToolCallItem
 from windlass.core.json import JsonError, loads
 from windlass.core.messages import Message, Text, assistant
@@ -104,7 +104,11 @@ class _Rescue:
                 await self._ask(target)
             except (ProviderError, ConfigError) as error:
                 hide(error, target.provider)
-                attempts.failed(error)
+                if isinstance(error, BadRequestError):
+                    # The begun text at the end is ours: who refuses it says nothing of what the others take.
+                    attempts.skip()
+                else:
+                    attempts.failed(error)
                 self._broken.add(target.name)
                 self._count(target, gave=len(job.text) > had)
                 if job.calls_begun:
