@@ -346,16 +346,16 @@ class Memory:
     def __init__(self) -> None:
         self.log: list[str] = []
 
-    async def open(self) -> None:
+    async def open(self, host: Any) -> None:
         self.log.append("open")
 
     async def close(self) -> None:
         self.log.append("close")
 
-    def tools(self) -> list[Any]:
+    def tools(self, turn: Any) -> list[Any]:
         return [Tool("recall", lambda args, ctx: "blue")]
 
-    def instructions(self) -> str:
+    def instructions(self, turn: Any) -> str:
         return "You remember colours."
 
     def hooks(self) -> dict[str, Any]:
@@ -381,7 +381,7 @@ async def test_warmup_at_once_waits_for_the_one_opening_and_a_failure_is_tried_a
     class Slow(Memory):
         fail = True
 
-        async def open(self) -> None:
+        async def open(self, host: Any) -> None:
             await asyncio.sleep(0)
             if self.fail:
                 self.fail = False

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 from windlass.core.events import Event, FileChanged
 from windlass.core.messages import ToolResponse, response_text
-from windlass.core.ports import Tool, ToolResult, Workspace
+from windlass.core.ports import PermissionOption, Tool, ToolResult, Workspace
 from windlass.core.schema import compile_schema
 
 
@@ -20,6 +21,10 @@ class Context:
         self.state: dict[str, Any] = {}
         self.events: list[Event] = []
         self.reported: list[str] = []
+        self.fired: list[tuple[str, dict[str, Any]]] = []
+        self.asked: list[tuple[str, dict[str, Any], str]] = []
+        self.expected: dict[str, str] = {}
+        self.answer: PermissionOption = "reject_once"
 
     def progress(self, text: str = "", data: Any = None) -> None:
         self.reported.append(text)
@@ -29,6 +34,14 @@ class Context:
 
     async def run_child(self, **spec: Any) -> Any:
         raise NotImplementedError
+
+    async def fire(self, hook: str, /, **values: Any) -> Any:
+        self.fired.append((hook, values))
+        return SimpleNamespace(**values)
+
+    async def ask(self, name: str, input: dict[str, Any], reason: str) -> PermissionOption:
+        self.asked.append((name, input, reason))
+        return self.answer
 
     @property
     def changes(self) -> list[FileChanged]:

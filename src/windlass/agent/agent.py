@@ -54,7 +54,8 @@ class Agent:
     its provider's key, where none is configured. `tools` is a toolset's name ("files", "basic") or a list of functions,
     Tool objects and names. `workspace` is where tools act: a folder's path, a Workspace, or None for none. Further
     keywords are behaviors (`max_turns`, `thinking`, …), and `behavior` holds the same as a mapping. `tool_aliases` maps
-    a tool's name to the one the model sees.
+    a tool's name to the one the model sees. `skills` are folders of skills, `mcp_servers` the MCP servers by name;
+    both are capabilities that are made for you.
 
     An agent is configuration: sessions hold what changes. `run` continues its default session.
 
@@ -71,6 +72,8 @@ class Agent:
         tool_aliases: Mapping[str, str] | None = None,
         workspace: str | Workspace | None = None,
         capabilities: Sequence[Capability] = (),
+        skills: Any = None,
+        mcp_servers: Any = None,
         behavior: BehaviorOptions | None = None,
         hooks: Mapping[str, Handler | Sequence[Handler]] | None = None,
         sinks: Sequence[Sink] = (),
@@ -88,8 +91,10 @@ class Agent:
         #: What the model may call, by the name it sees.
         self.tools = self._bound(resolve_tools(tools))
         self.workspace: Workspace | None = registry.make("workspaces", workspace)
-        self.capabilities = tuple(capabilities)
-        self._to_open = list(capabilities)
+        given = {"skills": skills, "mcp": mcp_servers}
+        made = [registry.resolve("capabilities", name)(what) for name, what in given.items() if what]
+        self.capabilities: tuple[Capability, ...] = (*capabilities, *made)
+        self._to_open = list(self.capabilities)
         self._opening: asyncio.Future[None] | None = None
         self.options: dict[str, Any] = {**(behavior or {}), **behaviors}
         self.behavior = _behavior(self.options)
@@ -101,7 +106,7 @@ class Agent:
         for hook, handlers in (hooks or {}).items():
             for handler in handlers if isinstance(handlers, Sequence) else (handlers,):
                 self.hooks.add(hook, handler)
-        for capability in capabilities:
+        for capability in self.capabilities:
             for hook, handler in capability.hooks().items():
                 self.hooks.add(hook, handler)
         self._session: Session | None = None
@@ -207,12 +212,12 @@ class Agent:
         opening = self._opening
         if opening is None or (opening.done() and (opening.cancelled() or opening.exception() is not None)):
             # One task opens them all, whoever asks first; a failure is raised to everybody and tried again next time.
-            opening = self._opening = asyncio.ensure_future(self._open())
+            opening = self._opening = asyncio.ensure_future(self._open(_Host(self)))
         await asyncio.shield(opening)
 
-    async def _open(self) -> None:
+    async def _open(self, host: _Host) -> None:
         while self._to_open:
-            await self._to_open[0].open()
+            await self._to_open[0].open(host)
             self._to_open.pop(0)
 
     async def destroy(self) -> None:
@@ -282,6 +287,7 @@ class Agent:
             ledger=session.ledger,
             agent_name=self.name,
             capabilities=self.capabilities,
+            aliases=self.tool_aliases,
             sinks=(*self.sinks, *given.get("sinks", ())),
             policy=self.policy,
             approver=self.approver,
@@ -307,6 +313,33 @@ class Agent:
 
 
 _behavior = behavior
+
+
+class _Host:
+    """What capabilities are opened with."""
+
+    def __init__(self, agent: Agent) -> None:
+        self._agent = agent
+        self.config: Any = agent.config
+
+    @property
+    def workspace(self) -> Workspace | None:
+        return self._agent.workspace
+
+    @property
+    def approver(self) -> Approver | None:
+        return self._agent.approver
+
+    async def fire(self, hook: str, /, **values: Any) -> Any:
+        return await self._agent.hooks.fire(hook, **values)
+
+    def emit(self, event: Event) -> None:
+        active = self._agent.session.active
+        if active is not None:
+            active.emit(event)
+            return
+        for sink in self._agent.sinks:
+            sink(event)
 
 
 def resolve_tools(tools: Tools) -> list[Tool]:

@@ -28,6 +28,14 @@ class Behavior(Struct, frozen=True):
     broke after its first content is taken up again in one run; `max_attempts`: how often one request is sent in all.
     `run_seconds`: a bound on the whole run. `max_cost` in dollars, `max_total_tokens`: bounds on what a run uses.
     `extra` is merged into every request's body.
+
+    Token discipline: `tool_output_budget`, bytes of tool output in one turn before the model is told to summarise;
+    `tool_budgets`, name -> {"max": n, "on_exceed": "steer" | "block" | function}; `thinking_decay`, {"after_turn",
+    "factor", "floor"} or a function (turn, base) -> tokens; `dedup_reads`, an unchanged file is not given twice;
+    `dedup_tools`, name -> function of the arguments that returns a key; `require_read_before_edit`. Context:
+    `compact_strategy` off, tail (older tool results are elided) or summary (a model writes one), above
+    `compact_threshold` tokens, keeping the newest `compact_keep_turns` turns. `tool_disclosure` lazy hides the schemas
+    of MCP tools behind `tool_search` ({"tool": True, "limit": 20}).
     """
 
     tool_execution: Literal["parallel", "sequential"] = "parallel"
@@ -52,6 +60,17 @@ class Behavior(Struct, frozen=True):
     run_seconds: float | None = None
     max_cost: float | None = None
     max_total_tokens: int | None = None
+    tool_output_budget: int | None = None
+    tool_budgets: Mapping[str, Any] = {}
+    thinking_decay: Any = None
+    dedup_reads: bool = True
+    dedup_tools: Mapping[str, Any] = {}
+    require_read_before_edit: bool = False
+    compact_strategy: Literal["off", "tail", "summary"] = "off"
+    compact_threshold: int = 131072
+    compact_keep_turns: int = 4
+    tool_disclosure: Literal["eager", "lazy"] = "eager"
+    tool_search: Mapping[str, Any] = {}
     extra: Mapping[str, Any] = {}
 
 
@@ -80,10 +99,22 @@ class BehaviorOptions(TypedDict, total=False):
     run_seconds: float | None
     max_cost: float | None
     max_total_tokens: int | None
+    tool_output_budget: int | None
+    tool_budgets: Mapping[str, Any]
+    thinking_decay: Any
+    dedup_reads: bool
+    dedup_tools: Mapping[str, Any]
+    require_read_before_edit: bool
+    compact_strategy: Literal["off", "tail", "summary"]
+    compact_threshold: int
+    compact_keep_turns: int
+    tool_disclosure: Literal["eager", "lazy"]
+    tool_search: Mapping[str, Any]
     extra: Mapping[str, Any]
 
 
 _AT_LEAST: dict[str, int] = {"max_turns": 1, "max_tokens": 1, "loop_max_turns": 1, "output_retries": 0}
+_FREE = ("output", "extra", "tool_budgets", "thinking_decay", "dedup_tools", "tool_search")
 _DEFAULT = Behavior()
 
 
@@ -104,7 +135,7 @@ def behavior(*layers: Mapping[str, Any] | None) -> Behavior:
     if "loop_max_turns" in merged:
         # Reference A: a number of iterations alone asks for the basic loop; a marker alone does not.
         merged.setdefault("loop_mode", "basic")
-    free = {name: merged.pop(name) for name in ("output", "extra") if name in merged}
+    free = {name: merged.pop(name) for name in _FREE if name in merged}
     try:
         made = msgspec.convert(merged, Behavior)
     except msgspec.ValidationError as error:

@@ -24,7 +24,7 @@ from windlass.core import clock, json
 from windlass.core.errors import SessionError, ToolError, WindlassError
 from windlass.core.events import Event, PermissionRequested, PermissionResolved, ToolFinished, ToolProgress, ToolStarted
 from windlass.core.messages import Blob, ResponseStatus, Text, ToolCall, ToolResponse, Uri
-from windlass.core.ports import Approver, ToolResult, Workspace
+from windlass.core.ports import Approver, PermissionOption, ToolResult, Workspace
 
 __all__ = ["CANCELLED", "SKIPPED", "Dispatcher", "ToolHost"]
 
@@ -69,11 +69,14 @@ class ToolHost(Protocol):
 class CallContext:
     """The ToolContext of one call."""
 
-    __slots__ = ("_host", "_noted", "call_id", "deadline")
+    __slots__ = ("_host", "_noted", "call_id", "deadline", "expected")
 
-    def __init__(self, host: ToolHost, call_id: str, deadline: float | None, noted: set[str]) -> None:
+    def __init__(
+        self, host: ToolHost, call_id: str, deadline: float | None, noted: set[str], expected: Mapping[str, str]
+    ) -> None:
         self._host, self.call_id, self.deadline = host, call_id, deadline
         self._noted = noted
+        self.expected = expected
 
     @property
     def run_id(self) -> str:
@@ -103,6 +106,19 @@ class CallContext:
     async def run_child(self, **spec: Any) -> Any:
         return await self._host.run_child(spec)
 
+    async def fire(self, hook: str, /, **values: Any) -> Any:
+        return await self._host.hooks.fire(hook, **values)
+
+    async def ask(self, name: str, input: dict[str, Any], reason: str) -> PermissionOption:
+        approver = self._host.approver
+        if approver is None:
+            return "reject_once"
+        await self._host.record([PermissionRequested(call_id=self.call_id, name=name, input=input, reason=reason)])
+        outcome = await approver.approve(name, input, reason)
+        by = type(approver).__name__
+        await self._host.record([PermissionResolved(call_id=self.call_id, outcome=outcome, by=by)])
+        return outcome
+
 
 class _Ready(Struct):
     """A call that was checked and may run."""
@@ -111,6 +127,8 @@ class _Ready(Struct):
     bound: Bound
     args: dict[str, Any]
     coercions: tuple[str, ...]
+    #: What a person saw of the files before they allowed it: path -> SHA-256, '' for none.
+    expected: Mapping[str, str] = {}
 
 
 class _Answer(Struct):
@@ -351,7 +369,7 @@ class Dispatcher:
         scope = clock.deadline(limit)
         try:
             async with scope:
-                output = await tool.call(ready.args, CallContext(self.host, call.id, end, self._noted))
+                output = await tool.call(ready.args, CallContext(self.host, call.id, end, self._noted, ready.expected))
         except TimeoutError:
             if not scope.expired():
                 raise

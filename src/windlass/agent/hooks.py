@@ -19,8 +19,9 @@ from msgspec import Struct
 
 from windlass.core import clock
 from windlass.core.errors import HookError, UnknownNameError
+from windlass.core.ports import Workspace
 
-__all__ = ["HOOKS", "Handler", "HookContext", "HookSpec", "Hooks"]
+__all__ = ["HOOKS", "Handler", "HookContext", "HookScope", "HookSpec", "Hooks"]
 
 log = logging.getLogger("windlass.hooks")
 #: How long one handler may take, in seconds.
@@ -43,7 +44,23 @@ def _spec(kind: Kind, fields: str, mutable: str = "", fact: str = "") -> HookSpe
     return HookSpec(kind, tuple(fields.split()), tuple(mutable.split()), fact)
 
 
+class HookScope(Struct, frozen=True):
+    """Whose question it is, beside the fields of the hook: `ctx.scope`.
+
+    `state` lives as long as the session. `depth` is 0 in a run of its own and counts up in sub-agents, whose hooks
+    are asked first and their parents' after them.
+    """
+
+    run_id: str = ""
+    session_id: str = ""
+    depth: int = 0
+    agent: str | None = None
+    state: dict[str, Any] = {}
+    workspace: Workspace | None = None
+
+
 _CALL = "turn_id call_id name input"
+_MCP = "turn_id call_id server tool input"
 HOOKS: dict[str, HookSpec] = {
     "system:before": _spec("before", "system", "system", "run.started"),
     "system:transform": _spec("before", "system messages turn turn_id session", "system", "turn.started"),
@@ -67,7 +84,20 @@ HOOKS: dict[str, HookSpec] = {
     "session:start": _spec("watch", "session_id run_id prompt", "", "run.started"),
     "session:turns": _spec("watch", "session_id turns count", "", "message.added"),
     "session:end": _spec("watch", "session_id run_id status turn_range", "", "run.finished"),
+    "mcp:bootstrap:start": _spec("watch", "name transport", "", "mcp.connected"),
+    "mcp:bootstrap:end": _spec("watch", "name transport duration_ms ok tool_count error", "", "mcp.connected"),
+    "mcp:tool:gate": _spec("gate", f"{_MCP} block reason result", "block reason result", "tool.started"),
+    "mcp:tool:before": _spec("watch", _MCP, "", "tool.started"),
+    "mcp:tool:after": _spec("watch", f"{_MCP} result output_bytes", "", "tool.finished"),
+    "mcp:tool:transform": _spec("transform", f"{_MCP} result output_bytes", "result", "tool.finished"),
+    "mcp:tool:error": _spec("watch", f"{_MCP} error", "", "tool.finished"),
+    "skills:catalog": _spec("transform", "catalog", "catalog", "turn.started"),
+    "skills:activate": _spec("watch", "name path", "", "skill.activated"),
+    "oauth:refresh": _spec("watch", "provider provider_id source previous_credentials credentials", "", "log"),
+    "context:compact": _spec("watch", "strategy reason before_tokens after_tokens", "", "context.compacted"),
+    "cache:bust": _spec("watch", "turn reason", "", "log"),
     "budget:exceeded": _spec("watch", "turn bytes budget", "", "budget.exceeded"),
+    "tool-budget:exceeded": _spec("watch", "tool count max turn_id mode", "", "budget.exceeded"),
     "output": _spec("transform", "output schema", "output", "run.finished"),
     "agent:done": _spec("watch", "stats", "", "run.finished"),
     "agent:abort": _spec("watch", "reason", "", "run.finished"),
@@ -84,11 +114,12 @@ class HookContext:
     A field whose value is unknown or empty by contract (`coercions` of clean input) is absent, not None.
     """
 
-    __slots__ = ("__dict__", "_mutable", "hook")
+    __slots__ = ("__dict__", "_mutable", "hook", "scope")
 
-    def __init__(self, hook: str, mutable: tuple[str, ...], values: dict[str, Any]) -> None:
+    def __init__(self, hook: str, mutable: tuple[str, ...], values: dict[str, Any], scope: HookScope) -> None:
         object.__setattr__(self, "hook", hook)
         object.__setattr__(self, "_mutable", mutable)
+        object.__setattr__(self, "scope", scope)
         self.__dict__.update(values)
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -111,15 +142,26 @@ class HookContext:
 Handler = Callable[[HookContext], Awaitable[None] | None]
 
 
+_NOWHERE = HookScope()
+
+
 class Hooks:
     """The handlers of an agent: register with `add`, ask with `fire`; one dictionary look-up where nobody asks."""
 
-    __slots__ = ("_by_name", "_count", "deadline")
+    __slots__ = ("_by_name", "_count", "_parent", "deadline", "scope")
 
     def __init__(self, deadline: float = DEADLINE) -> None:
         self.deadline = deadline
+        self.scope = _NOWHERE
+        self._parent: Hooks | None = None
         self._by_name: dict[str, list[tuple[int, int, Handler]]] = {}
         self._count = 0
+
+    def scoped(self, scope: HookScope, parent: Hooks | None = None) -> Hooks:
+        """Return the same hooks as one run asks them; those of the `parent` run are asked after its own."""
+        out = Hooks(self.deadline)
+        out.scope, out._parent, out._by_name = scope, parent, self._by_name
+        return out
 
     def add(self, name: str, handler: Handler, priority: int = 0) -> Callable[[], None]:
         """Register a handler; returns a function that removes it. Raises UnknownNameError for a name that is none."""
@@ -155,7 +197,14 @@ class Hooks:
 
     def wants(self, name: str) -> bool:
         """Tell whether anybody asked for `name`."""
-        return bool(self._by_name.get(name))
+        return bool(self._by_name.get(name)) or (self._parent is not None and self._parent.wants(name))
+
+    def _handlers(self, name: str) -> list[Handler]:
+        own = [handler for _, _, handler in self._by_name.get(name, ())]
+        if self._parent is None:
+            return own
+        # A child of the same agent has its parent's handlers already.
+        return [*own, *[handler for handler in self._parent._handlers(name) if handler not in own]]
 
     async def fire(self, name: str, /, **values: Any) -> HookContext:
         """Call the handlers of `name` and return the shared context.
@@ -163,8 +212,8 @@ class Hooks:
         Raises HookError, naming the function, when a `before` hook fails.
         """
         spec = HOOKS[name]
-        ctx = HookContext(name, spec.mutable, values)
-        for _, _, handler in tuple(self._by_name.get(name, ())):
+        ctx = HookContext(name, spec.mutable, values, self.scope)
+        for handler in self._handlers(name):
             before = {key: ctx.__dict__.get(key) for key in spec.mutable}
             try:
                 answer = handler(ctx)

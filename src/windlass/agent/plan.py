@@ -68,6 +68,7 @@ class RunPlan(Struct, frozen=True, kw_only=True):
     ledger: Ledger
     agent_name: str | None = None
     capabilities: tuple[Capability, ...] = ()
+    aliases: Mapping[str, str] = {}
     sinks: tuple[Sink, ...] = ()
     policy: Policy = Policy()
     approver: Approver | None = None

@@ -9,6 +9,7 @@ from windlass.agent.modes import Iterations
 from windlass.agent.output import FINAL_TOOL, OutputSpec
 from windlass.agent.plan import RunPlan
 from windlass.agent.run import Run
+from windlass.core.ports import TurnView
 from windlass.core.request import Budget, Request, Settings, ToolSpec
 
 __all__ = ["MAX_TOKENS", "Preparation", "wanted_output"]
@@ -46,17 +47,27 @@ class Preparation:
         specs = tuple([bound.spec for bound in self.tools.values()])
         return (*specs, self.wanted.tool) if self.wanted is not None and not self.wanted.native else specs
 
-    def _capabilities(self) -> str:
+    def _capabilities(self, turn: int) -> str:
         """Take over the tools that capabilities offer now; returns what they add to the system text."""
-        added, added_tools = "", self.tools
-        assert isinstance(added_tools, dict)
-        for capability in self.run.plan.capabilities:
-            for tool in capability.tools():
-                known = self.tools.get(tool.spec.name)
-                if known is None or known.tool is not tool:
-                    added_tools[tool.spec.name] = Bound(tool)
-            if text := capability.instructions():
+        plan, tools = self.run.plan, self.tools
+        assert isinstance(tools, dict)
+        view = TurnView(
+            run_id=self.run.id, session_id=self.run.session_id, turn=turn, state=plan.state, workspace=plan.workspace,
+            aliases=plan.aliases, disclosure=self.run.behavior.tool_disclosure,
+            tool_search=self.run.behavior.tool_search,
+        )  # fmt: skip
+        offered: dict[str, Bound] = dict(plan.tools)
+        added = ""
+        for capability in plan.capabilities:
+            for tool in capability.tools(view):
+                name = plan.aliases.get(tool.spec.name, tool.spec.name)
+                if name not in offered:
+                    known = tools.get(name)
+                    offered[name] = known if known is not None and known.tool is tool else Bound(tool, name)
+            if text := capability.instructions(view):
                 added += f"\n\n{text}"
+        tools.clear()
+        tools.update(offered)
         self.specs = self._specs()
         return added
 
@@ -65,7 +76,7 @@ class Preparation:
         run, hooks, conversation = self.run, self.run.hooks, self.run.conversation
         messages, encoded = conversation.messages, conversation.encoded
         if run.plan.capabilities:
-            system += self._capabilities()
+            system += self._capabilities(turn)
         if guidance := self.iterations.guidance:
             system += f"\n\n{guidance}"
         if hooks.wants("context:transform"):

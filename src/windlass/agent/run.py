@@ -15,6 +15,7 @@ from typing import Any
 
 import msgspec
 
+from windlass.agent.hooks import HookScope
 from windlass.agent.ledger import GRACE, Ledger, settled
 from windlass.agent.plan import RunPlan, RunResult
 from windlass.agent.stats import RunStats
@@ -65,6 +66,7 @@ class Run:
         "approver",
         "behavior",
         "conversation",
+        "depth",
         "follow_up_queue",
         "hooks",
         "id",
@@ -81,7 +83,13 @@ class Run:
     def __init__(self, plan: RunPlan, main: Callable[[Run], Any]) -> None:
         self.plan = plan
         self.id = clock.new_id()
-        self.hooks, self.behavior, self.policy = plan.hooks, plan.behavior, plan.policy
+        parent: Run | None = plan.parent
+        self.depth: int = 0 if parent is None else parent.depth + 1
+        self.hooks = plan.hooks.scoped(
+            HookScope(self.id, plan.ledger.session_id, self.depth, plan.agent_name, plan.state, plan.workspace),
+            None if parent is None else parent.hooks,
+        )
+        self.behavior, self.policy = plan.behavior, plan.policy
         self.approver, self.conversation = plan.approver, plan.conversation
         self.stats = RunStats(run_id=self.id, name=plan.agent_name or "")
         self.tool_counts = self.stats.tool_counts

@@ -20,11 +20,13 @@ from windlass.core.usage import Usage
 __all__ = [
     "Approver",
     "Capability",
+    "CapabilityHost",
     "Embedder",
     "Embeddings",
     "ExecResult",
     "FileInfo",
     "PermissionOption",
+    "Preview",
     "Provider",
     "Row",
     "SessionInfo",
@@ -34,6 +36,7 @@ __all__ = [
     "ToolContext",
     "ToolOutput",
     "ToolResult",
+    "TurnView",
     "Workspace",
 ]
 
@@ -82,6 +85,14 @@ class ToolResult(Struct, frozen=True):
 ToolOutput: TypeAlias = Any
 
 
+class Preview(Struct, frozen=True):
+    """What a call would do to one file: its content before and after, None where there is no file."""
+
+    path: str
+    before: bytes | None
+    after: bytes | None
+
+
 class ToolContext(Protocol):
     """What a tool is given besides its arguments.
 
@@ -100,6 +111,10 @@ class ToolContext(Protocol):
     def deadline(self) -> float | None: ...
     @property
     def state(self) -> dict[str, Any]: ...
+    @property
+    def expected(self) -> Mapping[str, str]:
+        """SHA-256 of each file as a person saw it when they allowed this call ('' where there was none)."""
+        ...
 
     def progress(self, text: str = "", data: Any = None) -> None:
         """Report progress: becomes a `tool.progress` event."""
@@ -110,6 +125,13 @@ class ToolContext(Protocol):
     async def run_child(self, **spec: Any) -> Any:
         """Run a sub-agent whose events bubble and whose usage counts here."""
 
+    async def fire(self, hook: str, /, **values: Any) -> Any:
+        """Ask the agent's hooks of that name; returns their shared context, with what they changed."""
+
+    async def ask(self, name: str, input: dict[str, Any], reason: str) -> PermissionOption:
+        """Ask the person for something that the policy does not know of; without one it is `reject_once`."""
+        ...
+
 
 @runtime_checkable
 class Tool(Protocol):
@@ -117,6 +139,8 @@ class Tool(Protocol):
 
     `spec` is what the model is told. `call` gets arguments that were coerced and checked against
     `spec.input_schema`; raise ToolError to tell the model what went wrong. `timeout` is in seconds, None: the agent's.
+    One that changes files may have `async preview(args, ctx) -> Sequence[Preview]`, which changes nothing: a person who
+    is asked sees it first.
     """
 
     @property
@@ -127,17 +151,53 @@ class Tool(Protocol):
     def call(self, args: dict[str, Any], ctx: ToolContext, /) -> Awaitable[ToolOutput]: ...
 
 
+class CapabilityHost(Protocol):
+    """What a capability is opened with: its agent's workspace, configuration, hooks and listeners."""
+
+    @property
+    def workspace(self) -> Workspace | None: ...
+    @property
+    def config(self) -> Any: ...
+    @property
+    def approver(self) -> Approver | None: ...
+
+    async def fire(self, hook: str, /, **values: Any) -> Any:
+        """Ask the agent's hooks of that name; returns their shared context, with what they changed."""
+
+    def emit(self, event: Event) -> None:
+        """Tell whoever listens to the agent, or to the run that opens it."""
+
+
+class TurnView(Struct, frozen=True, kw_only=True):
+    """What a capability sees of the turn that is being prepared.
+
+    `state` lives as long as the session; several sessions may share one capability, so what belongs to a conversation
+    is kept there. `aliases` maps a tool's own name to the one the model sees. `disclosure` and `tool_search` are the
+    behavior's.
+    """
+
+    run_id: str
+    session_id: str
+    turn: int
+    state: dict[str, Any]
+    workspace: Workspace | None = None
+    aliases: Mapping[str, str] = {}
+    disclosure: Literal["eager", "lazy"] = "eager"
+    tool_search: Mapping[str, Any] = {}
+
+
 @runtime_checkable
 class Capability(Protocol):
     """Something that brings tools, prompt text and hooks, and has a lifetime: MCP, skills, memory.
 
-    `tools()` may change between turns. `open` and `close` run in one owner task.
+    `open` is awaited before the first run, `close` when the agent is destroyed. `tools` and `instructions` are asked
+    anew for each turn and must be quick; a tool whose name the agent has already is left out. `hooks` are asked once.
     """
 
-    async def open(self) -> None: ...
+    async def open(self, host: CapabilityHost, /) -> None: ...
     async def close(self) -> None: ...
-    def tools(self) -> Sequence[Tool]: ...
-    def instructions(self) -> str: ...
+    def tools(self, turn: TurnView, /) -> Sequence[Tool]: ...
+    def instructions(self, turn: TurnView, /) -> str: ...
     def hooks(self) -> Mapping[str, Callable[..., Any]]: ...
 
 
@@ -254,6 +314,10 @@ PermissionOption = Literal["allow_once", "allow_always", "reject_once", "reject_
 
 @runtime_checkable
 class Approver(Protocol):
-    """Asks a person (or a program in their place) whether a call may run."""
+    """Asks a person (or a program in their place) whether a call may run.
+
+    One that can show differences has `async approve_changes(name, input, reason, previews)`, which is asked in place of
+    `approve` where there are previews; it returns an option, or path -> content where only a part was accepted.
+    """
 
     async def approve(self, name: str, input: dict[str, Any], reason: str, /) -> PermissionOption: ...

@@ -49,6 +49,10 @@ BUILTIN: dict[str, dict[str, str]] = {
         "postgresql": "windlass.stores.postgres:PostgresStore",
         "postgres": "windlass.stores.postgres:PostgresStore",
     },
+    "capabilities": {
+        "skills": "windlass.tools.skills:Skills",
+        "mcp": "windlass.tools.mcp:Mcp",
+    },
     "workspaces": {
         "memory": "windlass.workspaces.memory:MemoryWorkspace",
         "local": "windlass.workspaces.local:LocalWorkspace",

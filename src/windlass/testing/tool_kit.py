@@ -12,6 +12,7 @@ import asyncio
 import copy
 import re
 from collections.abc import Callable, Mapping, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -21,7 +22,7 @@ from windlass.core.errors import ToolError, WindlassError
 from windlass.core.events import Event
 from windlass.core.json import dumps
 from windlass.core.messages import Blob, Text, Uri
-from windlass.core.ports import Tool, ToolResult, Workspace
+from windlass.core.ports import PermissionOption, Tool, ToolResult, Workspace
 from windlass.core.request import ToolSpec
 from windlass.core.schema import compile_schema
 
@@ -35,7 +36,8 @@ class FakeContext:
     """A ToolContext for tests: `progressed` and `events` hold what the tool reported.
 
     `child` answers `run_child` (a function of its keywords); without one it raises ToolError. `deadline` is in seconds
-    of the monotonic clock, None: none.
+    of the monotonic clock, None: none. `hooks` answer `fire`: name -> a function that may set what the context holds;
+    `fired` lists what was asked. `answer` is what `ask` returns, and `asked` lists its questions.
     """
 
     def __init__(
@@ -45,13 +47,19 @@ class FakeContext:
         child: Callable[..., Any] | None = None,
         deadline: float | None = None,
         call_id: str = "call_0",
+        hooks: Mapping[str, Callable[[Any], None]] | None = None,
+        answer: PermissionOption = "reject_once",
     ) -> None:
         self.workspace, self.deadline, self.call_id = workspace, deadline, call_id
         self.run_id, self.session_id = clock.new_id(), clock.new_id()
         self.state: dict[str, Any] = {}
+        self.expected: dict[str, str] = {}
         self.progressed: list[tuple[str, Any]] = []
         self.events: list[Event] = []
-        self._child = child
+        self.fired: list[tuple[str, dict[str, Any]]] = []
+        self.asked: list[tuple[str, dict[str, Any], str]] = []
+        self._child, self._hooks = child, dict(hooks or {})
+        self._answer: PermissionOption = answer
 
     def progress(self, text: str = "", data: Any = None) -> None:
         """Keep a report."""
@@ -66,6 +74,19 @@ class FakeContext:
         if self._child is None:
             raise ToolError("This context has no sub-agents.", hint="Give FakeContext a child=….")
         return self._child(**spec)
+
+    async def fire(self, hook: str, /, **values: Any) -> Any:
+        """Ask the handler of that name, if there is one; returns what it was given and may have changed."""
+        self.fired.append((hook, values))
+        ctx = SimpleNamespace(**values)
+        if hook in self._hooks:
+            self._hooks[hook](ctx)
+        return ctx
+
+    async def ask(self, name: str, input: dict[str, Any], reason: str) -> PermissionOption:
+        """Keep the question and return `answer`."""
+        self.asked.append((name, input, reason))
+        return self._answer
 
 
 async def call_tool(tool: Tool, args: Mapping[str, Any], ctx: Any = None) -> Any:

@@ -71,6 +71,10 @@ def digest(data: bytes) -> str:
 async def put(ctx: ToolContext, path: str, data: bytes, before: bytes | None) -> None:
     """Write a file that must still be what was read (`before`; None: not there), and report the change."""
     was = None if before is None else digest(before)
+    if ctx.expected.get(path, was or "") != (was or ""):
+        raise ToolError(
+            f"{path} changed after the change was shown and allowed; nothing was written.", hint="Read it again."
+        )
     await workspace_of(ctx).write(path, data, expected_sha256=was or "")
     await ctx.emit(FileChanged(path=path, call_id=ctx.call_id, before=was, after=digest(data)))
 
