@@ -16,7 +16,8 @@ from windlass.core.items import Finish, Item, ReasoningItem, TextItem, ToolCallI
 from windlass.core.usage import Usage
 from windlass.wire import anthropic, ollama, openai_chat
 from windlass.wire.base import Dialect
-from windlass.wire.watch import Framing, Watcher, read_whole, watcher_for
+from windlass.wire.watch import Framing, Watcher, watcher_for
+from windlass.wire.watch_whole import read_whole
 
 CHAT = openai_chat.DIALECT
 HEAD: dict[str, Any] = {"id": "c1", "object": "chat.completion.chunk", "created": 1, "model": "m-1"}

@@ -131,6 +131,7 @@ class Connection(asyncio.Protocol):
     __slots__ = (
         "_all",
         "_at",
+        "_came",
         "_fields",
         "_framed",
         "_head_size",
@@ -149,6 +150,7 @@ class Connection(asyncio.Protocol):
         "exchange",
         "host",
         "lost",
+        "on_body",
     )
 
     def __init__(
@@ -158,6 +160,9 @@ class Connection(asyncio.Protocol):
         self.exchange: Exchange | None = None
         self.lost: asyncio.Future[None] = loop.create_future()
         self._transport: asyncio.Transport | None = None
+        #: What the parser found of a body in one read; it calls `on_body` for each chunk, which costs no frame of ours.
+        self._came: list[bytes] = []
+        self.on_body = self._came.append
         self._parser: httptools.HttpResponseParser | None = httptools.HttpResponseParser(self)
         self._fields: list[tuple[bytes, bytes]] = []
         self._head_size = self._quiet = 0
@@ -211,9 +216,12 @@ class Connection(asyncio.Protocol):
             self._parser.feed_data(data)
         except httptools.HttpParserError as error:
             if not exchange.done:
+                self._came.clear()
                 self._refuse(exchange, error)
                 return
             self._surplus = True
+        if self._came:
+            self._body(exchange)
         if exchange.done:
             self._end(exchange, keep=self._keep and not self._surplus)
         elif self._quiet > self._max_head:
@@ -221,6 +229,20 @@ class Connection(asyncio.Protocol):
             self._refuse(exchange, _Broken(f"it sent more than {self._max_head} bytes without any of a body"))
         elif exchange.status:
             exchange.wake()
+
+    def _body(self, exchange: Exchange) -> None:
+        came = self._came
+        if exchange.without_body:
+            self._surplus = True
+        else:
+            self._quiet = 0
+            data = came[0] if len(came) == 1 else b"".join(came)
+            exchange.pieces.append(data)
+            exchange.size += len(data)
+            if exchange.size > HIGH_WATER and not exchange.paused and not exchange.done and self._transport is not None:
+                exchange.paused = True
+                self._transport.pause_reading()
+        came.clear()
 
     def _refuse(self, exchange: Exchange, error: Exception) -> None:
         reason = error.__context__ if isinstance(error.__context__, _Broken) else error
@@ -288,18 +310,6 @@ class Connection(asyncio.Protocol):
                     self._keepalive_hint = float(hint[1])
         return lengths, codings
 
-    def on_body(self, data: bytes) -> None:
-        exchange = self.exchange
-        if exchange is None or exchange.done:
-            self._surplus = True
-            return
-        self._quiet = 0
-        exchange.pieces.append(data)
-        exchange.size += len(data)
-        if exchange.size > HIGH_WATER and not exchange.paused and self._transport is not None:
-            exchange.paused = True
-            self._transport.pause_reading()
-
     def on_message_complete(self) -> None:
         exchange, parser = self.exchange, self._parser
         if exchange is None or parser is None or exchange.done or not exchange.status:
@@ -331,6 +341,16 @@ class Connection(asyncio.Protocol):
             return False
         transport.write(b"".join((head, *body)))
         return True
+
+    def send_whole(self, head: bytes, body: bytes) -> None:
+        """Write a request whole, as one who listens does; what the socket does not take is held here."""
+        transport = self._transport
+        if transport is None:
+            return
+        if len(body) > SLICE:
+            transport.writelines((head, body))
+        else:
+            transport.write(head + body)
 
     async def send(self, head: bytes, body: Sequence[bytes]) -> None:
         """Write a large request in slices as the socket takes them; stop when an answer comes."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from math import inf
 from typing import Literal, Protocol
 
@@ -54,7 +55,8 @@ class Source(Protocol):
 class Exchange:
     """Collects a response. Its connection writes to it; one task reads from it.
 
-    As an async iterator it gives decoded pieces of the body; all that has arrived comes as one piece.
+    As an async iterator it gives decoded pieces of the body; all that has arrived comes as one piece. A `listener`
+    is called in place of waking a task: when the head is here, more of the body, its end, or an error.
     """
 
     __slots__ = (
@@ -77,6 +79,7 @@ class Exchange:
         "endpoint",
         "error",
         "headers",
+        "listener",
         "loop",
         "paused",
         "pieces",
@@ -102,6 +105,7 @@ class Exchange:
         self.loop, self.endpoint = loop, endpoint
         self.without_body = without_body
         self.source: Source | None = None
+        self.listener: Callable[[], None] | None = None
         self.reused = False
         self.status = 0
         self.headers: Headers | None = None
@@ -130,6 +134,9 @@ class Exchange:
 
     def wake(self) -> None:
         """Let the waiting task look again."""
+        if self.listener is not None:
+            self.listener()
+            return
         waiter = self._waiter
         if waiter is not None:
             self._waiter = None
@@ -151,7 +158,8 @@ class Exchange:
 
     def next_due(self) -> float:
         """Return the loop time at which something is overdue."""
-        return min(self._due, self._total_at) if self._is_awaited() else self._total_at
+        awaited = self.listener is not None or self._is_awaited()
+        return min(self._due, self._total_at) if awaited else self._total_at
 
     def _is_awaited(self) -> bool:
         return self._waiter is not None and not self._waiter.done()
@@ -180,6 +188,13 @@ class Exchange:
         # A plain future, no coroutine around it: this is the path of every streamed event.
         self._waiter = waiter = self.loop.create_future()
         return waiter
+
+    def expect(self, seconds: float | None, phase: str) -> None:
+        """Give what a listener waits for `seconds` from now on; more than that is an error."""
+        self._phase = phase
+        self._due = at = inf if seconds is None else self.loop.time() + seconds
+        if self.source is not None:
+            self.source.arm(min(self._total_at, at))
 
     async def head(self) -> None:
         """Wait for the head of the answer; raises the exchange's error when there will be none."""

@@ -15,7 +15,7 @@ import asyncio
 import ipaddress
 import os
 import ssl
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from math import inf
 from types import TracebackType
 from typing import Self
@@ -25,12 +25,14 @@ from windlass.core._http_connect import Resolve, Resolver, TlsError, open_socket
 from windlass.core._http_connection import Connection, Host, HostKey
 from windlass.core._http_exchange import Exchange, IdleOn, Timeouts
 from windlass.core._http_head import HeaderInput, Headers, encode_head
+from windlass.core._http_response import Response, Streaming, StreamResponse
 from windlass.core._http_url import Proxy, ProxyRules, Url, endpoint, parse_url
 from windlass.core.errors import ConfigError, ConnectError, ProtocolError, TransportError, TransportTimeout
 from windlass.core.threads import run_in_thread
 
 __all__ = [
     "Client",
+    "Exchange",
     "HeaderInput",
     "Headers",
     "IdleOn",
@@ -46,84 +48,6 @@ __all__ = [
 
 MAX_BODY = 64 * 1024 * 1024
 MAX_HEADERS = 64 * 1024
-
-
-class Response:
-    """A whole answer. `close_delimited` is True where only the end of the connection marked the end of the body."""
-
-    __slots__ = ("body", "close_delimited", "headers", "status")
-
-    def __init__(self, status: int, headers: Headers, body: bytes, close_delimited: bool) -> None:
-        self.status, self.headers, self.body, self.close_delimited = status, headers, body, close_delimited
-
-    def __repr__(self) -> str:
-        return f"Response({self.status}, {len(self.body)} bytes)"
-
-
-class StreamResponse:
-    """An answer whose body is read as it arrives; one task reads it, inside the `async with` that opened it."""
-
-    __slots__ = ("_exchange", "headers", "status")
-
-    def __init__(self, exchange: Exchange) -> None:
-        assert exchange.headers is not None
-        self._exchange = exchange
-        self.status = exchange.status
-        self.headers = exchange.headers
-
-    def __aiter__(self) -> AsyncIterator[bytes]:
-        return self._exchange
-
-    def chunks(self) -> AsyncIterator[bytes]:
-        """Iterate over the decoded body in pieces, never empty, cut anywhere; what is already here is one piece.
-
-        A cut or broken body raises ProtocolError after the pieces that came, a passed deadline TransportTimeout, the
-        cap on decoded bytes BodyTooLarge.
-        """
-        return self._exchange
-
-    async def read(self) -> bytes:
-        """Return the rest of the body; raises like `chunks`."""
-        return await self._exchange.read()
-
-    def mark_progress(self) -> None:
-        """Reset the idle clock of a stream opened with `idle_on="progress"`: pings alone then do not keep it alive."""
-        self._exchange.mark_progress()
-
-    def limit_idle(self, seconds: float | None) -> None:
-        """Replace the idle limit from the next wait on."""
-        self._exchange.limit_idle(seconds)
-
-    @property
-    def complete(self) -> bool:
-        """Whether the whole body has arrived, read or not."""
-        return self._exchange.done
-
-    @property
-    def close_delimited(self) -> bool:
-        """Whether only the end of the connection marked the end of the body, which then may be cut short unseen."""
-        return self._exchange.close_delimited
-
-
-class Streaming:
-    """The context of `Client.stream`: sends on entry, closes the socket on exit unless the body had come to its end."""
-
-    __slots__ = ("_exchange", "_open")
-
-    def __init__(self, open_: Callable[[], Awaitable[Exchange]]) -> None:
-        self._open = open_
-        self._exchange: Exchange | None = None
-
-    async def __aenter__(self) -> StreamResponse:
-        self._exchange = await self._open()
-        return StreamResponse(self._exchange)
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        exchange = self._exchange
-        if exchange is not None and not exchange.done:
-            exchange.abort(TransportError("The stream was closed by its reader.", endpoint=exchange.endpoint))
 
 
 class Client:
@@ -173,6 +97,7 @@ class Client:
         self._connections: set[Connection] = set()
         self._urls: dict[str, tuple[Url, Proxy | None]] = {}
         self._heads: dict[tuple[object, ...], bytes] = {}
+        self._starts: dict[str, tuple[HeaderInput, bytes]] = {}
 
     async def __aenter__(self) -> Self:
         self._running_loop()
@@ -246,6 +171,53 @@ class Client:
         the end of the body closes the connection at once.
         """
         return Streaming(lambda: self._open(method, url, headers, body, timeouts, max_body_bytes, pin, idle_on))
+
+    def send_now(
+        self,
+        url: str,
+        *,
+        headers: HeaderInput,
+        body: bytes,
+        timeouts: Timeouts,
+        listener: Callable[[Exchange], Callable[[], None]],
+    ) -> Exchange | None:
+        """POST over a connection that is idle now; None, with nothing done, where there is none.
+
+        `listener` makes the function that is called at every change of the exchange, without any task: `status` and
+        `headers` once the head is here, `take()` for the body, `done`, `error`. Whoever listens says with `expect` how
+        long it may take, decodes nothing, and gives the request up with `abort`.
+        """
+        found = self._urls.get(url)
+        if found is None or self._closed:
+            return None
+        where, proxy = found
+        host = self._hosts.get((where.scheme, where.host, where.port, ""))
+        if host is None or not host.idle or not host.take():
+            return None
+        connection = host.pop()
+        if connection is None:
+            host.release(None)
+            return None
+        loop = self._loop
+        assert loop is not None
+        total_at = inf if timeouts.total is None else loop.time() + timeouts.total
+        exchange = Exchange(
+            loop, where.endpoint, timeouts, total_at=total_at, max_body=self._max_body, idle_on="progress",
+            without_body=False,
+        )  # fmt: skip
+        exchange.reused = True
+        exchange.listener = listener(exchange)
+        connection.begin(exchange)
+        known = self._starts.get(url)
+        if known is None or known[0] is not headers:
+            # The same headers for every request, most of the time: `_head` has checked them.
+            if len(self._starts) >= 256:
+                self._starts.clear()
+            head = self._head("POST", where, headers, 1, proxy, None)
+            known = self._starts[url] = (headers, head.removesuffix(b"content-length: 1\r\n\r\n"))
+        connection.send_whole(b"%bcontent-length: %d\r\n\r\n" % (known[1], len(body)), body)
+        exchange.expect(timeouts.first_byte, "first_byte")
+        return exchange
 
     async def resolve(self, host: str, port: int) -> list[str]:
         """Return a host's addresses, for a caller who checks one and then pins it; raises ConnectError."""

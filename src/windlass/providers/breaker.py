@@ -171,6 +171,15 @@ class Breaker:
         """Mark a target that refuses our key or does not have the model."""
         self._misfit_until = clock.monotonic() + self.limits.longest
 
+    def well(self, latency: float | None) -> None:
+        """Count an answer to who asked without leave, as may be done while nothing is known against the target."""
+        if latency is not None:
+            self.latency = latency if self.latency is None else self.latency + _ALPHA * (latency - self.latency)
+        if self._open_until is None:
+            self._misfit_until, self.consecutive = 0.0, 0
+            self._answers += 1
+            self._count(1, 0)
+
     def _report(self, leave: Pass, outcome: _Outcome, latency: float | None, code: str) -> None:
         self.last_error = code or self.last_error
         if outcome == "answered":

@@ -6,7 +6,7 @@ from typing import Any
 
 from msgspec import Struct
 
-from windlass.core.models import Capabilities, facts_of
+from windlass.core.models import Capabilities, Prices, facts_of
 from windlass.providers.breaker import Breaker
 
 __all__ = ["Needs", "Target"]
@@ -33,12 +33,13 @@ class Needs(Struct, frozen=True):
 class Target:
     """One model of one provider. `name` is "provider:model-id"; `breaker` is shared by all routes it stands in."""
 
-    __slots__ = ("_capabilities", "breaker", "model", "name", "provider", "weight")
+    __slots__ = ("_capabilities", "_prices", "breaker", "model", "name", "provider", "weight")
 
     def __init__(self, name: str, provider: Any, model: str, breaker: Breaker, weight: float = 1.0) -> None:
         self.name, self.provider, self.model = name, provider, model
         self.breaker, self.weight = breaker, weight
         self._capabilities: Capabilities | None = None
+        self._prices: Prices | None = None
 
     @property
     def capabilities(self) -> Capabilities:
@@ -49,6 +50,13 @@ class Target:
             known = _stated(self.provider.name, self.model) if of is None else of(self.model)
             self._capabilities = known
         return known
+
+    @property
+    def prices(self) -> Prices:
+        """What its tokens cost."""
+        if self._prices is None:
+            self._prices = facts_of(self.provider.name, self.model).prices
+        return self._prices
 
     @property
     def context(self) -> int | None:

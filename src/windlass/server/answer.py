@@ -7,16 +7,17 @@ from collections.abc import Awaitable, Callable
 from typing import Any, TypeAlias
 
 from windlass.core import clock
-from windlass.core.errors import ConfigError, ProviderError, RequestRefused, WindlassError
+from windlass.core.errors import ConfigError, ProviderError, RequestRefused, TransportError, WindlassError
+from windlass.core.http import Exchange
 from windlass.providers.target import Target
 from windlass.server.hiding import hide
 from windlass.server.job import Job
-from windlass.server.relay import relay
+from windlass.server.relay import as_provider_error, relay
 from windlass.server.rescue import rescue
 from windlass.server.translate import translate
 from windlass.wire.openai_chat import DIALECT, OPENROUTER
 
-__all__ = ["Work", "answer", "attempt"]
+__all__ = ["Work", "answer", "attempt", "passes", "resumed"]
 
 #: Something that is done for a job: it sends the answer, or raises.
 Work: TypeAlias = Callable[[Job], Awaitable[None]]
@@ -26,19 +27,20 @@ _AS_WRITTEN = (DIALECT, OPENROUTER)
 _OTHERWISE = frozenset(("seed", "top_p", "tools", "tool_choice", "response_format"))
 
 
-async def answer(job: Job, work: Work | None = None, prepare: Work | None = None) -> None:
+async def answer(job: Job, work: Work | None = None, prepare: Work | None = None, *, reservation: Any = None) -> None:
     """Serve the request; whatever happens, one record is written and what was reserved is settled.
 
-    `work` answers it in place of `attempt`; `prepare` runs once the route is known and before anything is reserved.
+    `work` answers it in place of `attempt`; `prepare` runs once the route is known and before anything is reserved;
+    `reservation` is what was reserved before.
     """
     call, report = job.call, job.report
-    reservation: Any = None
     try:
         job.gateway.check_model(call.identity, job.model)
         job.chosen = job.gateway.router.route(job.model)
         if prepare is not None:
             await prepare(job)
-        reservation = None if job.by_turns else await job.gateway.reserve(job)
+        if not job.by_turns and reservation is None:
+            reservation = await job.gateway.reserve(job)
         if work is None and (cache := job.gateway.cache) is not None:
             work = cache.serve
         await (work or attempt)(job)
@@ -95,7 +97,31 @@ async def attempt(
     raise attempts.last_error
 
 
-async def _try(job: Job, target: Target) -> None:
+def resumed(given: Exchange | WindlassError | None) -> Work:
+    """Return the work that goes on with what came of a first try: an answer to read, an error, or nothing."""
+
+    async def work(job: Job) -> None:
+        first = given
+
+        async def ask(job: Job, target: Target) -> None:
+            nonlocal first
+            came, first = first, None
+            if came is None:
+                await _try(job, target)
+            elif isinstance(came, Exchange):
+                _begin(job, target)
+                await relay(job, target, came)
+            elif isinstance(came, TransportError):
+                raise as_provider_error(came, job, target) from came
+            else:
+                raise came
+
+        await attempt(job, ask)
+
+    return work
+
+
+def _begin(job: Job, target: Target) -> None:
     report = job.report
     report.target, report.model, report.usage, report.cost = target.name, target.model, None, None
     if job.dropped:
@@ -103,13 +129,17 @@ async def _try(job: Job, target: Target) -> None:
     if not job.upstream_since:
         # Waits between two attempts are theirs, not ours.
         job.upstream_since = clock.monotonic()
-    if _passes(job, target):
+
+
+async def _try(job: Job, target: Target) -> None:
+    _begin(job, target)
+    if passes(job, target):
         await relay(job, target)
     else:
         await translate(job, target)
 
 
-def _passes(job: Job, target: Target) -> bool:
+def passes(job: Job, target: Target) -> bool:
     """Tell whether the client's bytes can go to a target, and its answer come back, as they are."""
     dialect: Any = getattr(target.provider, "dialect", None)
     if dialect is None or dialect.name != job.ingress.dialect.name or not job.passable:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from windlass.server.answer import answer
-from windlass.server.body import peek
-from windlass.server.chat import checked_model
+from windlass.server.body import checked_model, peek
 from windlass.server.endpoints import Endpoint
 from windlass.server.gateway import Gateway
 from windlass.server.http import Call

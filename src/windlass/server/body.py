@@ -11,7 +11,7 @@ from msgspec import Raw
 from windlass.core.errors import RequestRefused
 from windlass.core.json import dumps
 
-__all__ = ["FORBIDDEN", "Fields", "field_value", "peek", "rebuild"]
+__all__ = ["FORBIDDEN", "Fields", "asked_model", "asked_stream", "checked_model", "field_value", "peek", "rebuild"]
 
 Fields = dict[str, Raw]
 _fields = msgspec.json.Decoder(dict[str, Raw])
@@ -116,6 +116,29 @@ def field_value(fields: Fields, name: str) -> Any:
         return _decode(raw)
     except (msgspec.DecodeError, RecursionError):
         raise _bad(f"{name} holds a number that is out of range.", f"invalid_{name}", name) from None
+
+
+def asked_model(fields: Fields) -> str:
+    """Return the model a request names. Raises RequestRefused 400."""
+    return checked_model(field_value(fields, "model"))
+
+
+def checked_model(model: Any) -> str:
+    """Return what may be a model's name. Raises RequestRefused 400."""
+    if not isinstance(model, str) or not model.strip() or len(model) > 512 or not model.isprintable():
+        raise RequestRefused(400, "model must be the name of a model or a route.", reason="invalid_model",
+                             param="model")  # fmt: skip
+    return model
+
+
+def asked_stream(fields: Fields, default: bool) -> bool:
+    """Return whether a request asks for a stream. Raises RequestRefused 400."""
+    stream = field_value(fields, "stream")
+    if stream is None:
+        return default
+    if not isinstance(stream, bool):
+        raise RequestRefused(400, "stream must be true or false.", reason="invalid_stream", param="stream")
+    return stream
 
 
 def rebuild(fields: Fields, changes: dict[str, bytes]) -> bytes:

@@ -9,8 +9,7 @@ from windlass.core.usage import Usage
 from windlass.providers.embeddings import embedding_dialect
 from windlass.providers.target import Target
 from windlass.server.answer import answer, attempt
-from windlass.server.body import Fields, peek
-from windlass.server.chat import asked_model
+from windlass.server.body import Fields, asked_model, peek
 from windlass.server.endpoints import Endpoint
 from windlass.server.gateway import Gateway
 from windlass.server.http import Call

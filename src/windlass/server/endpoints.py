@@ -23,7 +23,8 @@ _PARAM = re.compile(r"\{(\w+)\}")
 class Endpoint(Struct, frozen=True):
     """One row. `path` may hold `{name}` for one segment. `ingress` says in which shape its errors are told.
 
-    `body` says whether a JSON body is read. `summary` is for the OpenAPI document, as is what `windlass.server.schemas`
+    `straight` begins to answer without a task where that can be, and gives None where it cannot. `body` says whether a
+    JSON body is read. `summary` is for the OpenAPI document, as is what `windlass.server.schemas`
     says of the row; a row that it does not know is documented from what is here.
     """
 
@@ -34,6 +35,7 @@ class Endpoint(Struct, frozen=True):
     ingress: Ingress = CHAT
     body: bool = False
     summary: str = ""
+    straight: Callable[[Any, Call, Callable[[Any], None]], Any] | None = None
 
 
 def not_found(path: str) -> RequestRefused:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from functools import cached_property
 from typing import Any
 
@@ -15,7 +15,8 @@ from windlass.accounts.records import RequestRecord
 from windlass.core import clock, registry
 from windlass.core.config import Config
 from windlass.core.errors import ProviderError, RequestRefused, WindlassError
-from windlass.core.models import cost_of, facts_of
+from windlass.core.http import Timeouts
+from windlass.core.models import cost_of
 from windlass.core.usage import Usage
 from windlass.providers.route import Router
 from windlass.server.access import Door
@@ -64,6 +65,8 @@ class Gateway:
         self.running: dict[int, Call] = {}
         #: Called with every record, besides what counts and keeps it: must return at once, and never raise.
         self.watchers: list[Callable[[RequestRecord, Job], None]] = []
+        #: How long a request of a model may take, as a stream or whole: what `express` remembers.
+        self.limits: dict[tuple[str, bool], Timeouts] = {}
         self._cache = ResponseCache(accounts.tables)
         self.cache = self._cache if settings.cache_ttl > 0 else None
         #: Further counters of `/metrics`: name -> (text, what to ask).
@@ -80,6 +83,7 @@ class Gateway:
         Requests that are being answered go on with what they began with.
         """
         before, self.router = self.router, router
+        self.limits.clear()
         self.settings, self.config = settings, config
         self.sessions.settings = settings
         self.door = Door(settings, self.accounts, self.admin_token)
@@ -128,14 +132,20 @@ class Gateway:
                 memo[:] = (self.door, self.accounts.version, endpoint, identity, call.params)
         return self.settings.max_body_bytes if call.endpoint.body else 0
 
-    async def serve(self, call: Call) -> None:
-        """Answer an admitted request."""
-        self.stats.entered(call)
+    def express(self, call: Call, ended: Callable[[Any], None]) -> Any:
+        """Begin to answer a request without a task, where that can be; `ended` is called at its end."""
+        begin = call.endpoint.straight
+        return None if begin is None else begin(self, call, ended)
+
+    async def serve(self, call: Call, handle: Callable[[Any, Call], Awaitable[None]] | None = None) -> None:
+        """Answer an admitted request; with `handle`, go on with one that entered already."""
+        if handle is None:
+            self.stats.entered(call)
         if call.task is None:
             call.task = asyncio.current_task()
         self.running[id(call)] = call
         try:
-            await call.endpoint.handle(self, call)
+            await (handle or call.endpoint.handle)(self, call)
         except WindlassError as error:
             if not call.started:
                 self.answer_error(call, error, call.endpoint.ingress)
@@ -193,15 +203,24 @@ class Gateway:
             reservation = await self.accounts.areserve(identity, tokens, cost)
         return reservation
 
+    def reserve_now(self, job: Job) -> Any:
+        """Reserve without waiting; None where there is no limit, False where the database must be asked."""
+        tokens, cost = self._estimate(job)
+        reservation = self.accounts.reserve(job.call.identity, tokens, cost)
+        if reservation is None:
+            return False
+        return reservation if reservation.parts else None
+
     def _estimate(self, job: Job) -> tuple[int, int]:
         read = (len(job.call.body) + job.history) // 4 if job.ingress.reads else 0
         wrote = (job.asked_tokens() or self.settings.default_output_tokens) if job.ingress.writes else 0
-        wrote *= field_value(job.fields, "n") or 1
-        costs = [0]
+        if "n" in job.fields:
+            wrote *= field_value(job.fields, "n") or 1
+        most = 0
         for target in job.route.targets:
-            cost = cost_of(Usage(read, wrote), facts_of(target.provider.name, target.model).prices)
-            costs.append(cost or 0)
-        return read + wrote, max(costs)
+            if target.prices.input is not None and (cost := cost_of(Usage(read, wrote), target.prices)):
+                most = max(most, cost)
+        return read + wrote, most
 
     def finished(self, record: RequestRecord, job: Job, reservation: Any, tokens: int, cost: int | None) -> None:
         """Settle and write down a request that is over."""

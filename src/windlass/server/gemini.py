@@ -11,8 +11,7 @@ from typing import Any
 from windlass.core.errors import WindlassError
 from windlass.core.items import Finish, Item
 from windlass.server.answer import answer
-from windlass.server.body import peek
-from windlass.server.chat import checked_model
+from windlass.server.body import checked_model, peek
 from windlass.server.endpoints import Endpoint
 from windlass.server.gateway import Gateway
 from windlass.server.http import Call

@@ -5,17 +5,16 @@ A head that is not exactly RFC 9112 is refused: what two parsers could read diff
 
 from __future__ import annotations
 
-import asyncio
 import re
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from http import HTTPStatus
-from typing import Any
+from typing import Any, Protocol
 
 from msgspec import Struct
 
 from windlass.core.errors import RequestRefused, WindlassError
 
-__all__ = ["Call", "Head", "HeaderPairs", "encode_head", "parse_head"]
+__all__ = ["App", "Call", "Head", "HeaderPairs", "Work", "encode_head", "parse_head"]
 
 HeaderPairs = Sequence[tuple[str, str]]
 
@@ -144,7 +143,7 @@ class Call(Struct, eq=False):
     #: What the log and the record should say.
     notes: dict[str, Any] = {}
     #: The task that serves it.
-    task: asyncio.Task[None] | None = None
+    task: Any = None
     status: int = 0
     started: bool = False
     sent: int = 0
@@ -176,3 +175,23 @@ class Call(Struct, eq=False):
     def cut(self) -> None:
         """Break the connection, so that a begun answer cannot be taken for a whole one."""
         raise NotImplementedError
+
+
+class Work(Protocol):
+    """What is done for a call: a task, or something that takes none."""
+
+    def cancel(self, msg: Any = None) -> Any: ...
+    def done(self) -> bool: ...
+
+
+class App(Protocol):
+    """What answers. `express` begins to answer without a task, where it can, and calls `ended` at the end of that.
+    `admit` looks at a head before its body is read and returns how many bytes of it are welcome.
+
+    It is asked again once a body is here that did not come with its head.
+    """
+
+    def admit(self, call: Call) -> int: ...
+    def express(self, call: Call, ended: Callable[[Any], None]) -> Work | None: ...
+    async def serve(self, call: Call) -> None: ...
+    def refusal(self, call: Call | None, error: RequestRefused) -> tuple[int, list[tuple[str, str]], bytes]: ...

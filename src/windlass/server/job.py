@@ -202,6 +202,19 @@ class Job(Struct, eq=False):
             self.captured.append(body)
         self.call.respond(200, body, self.headers())
 
+    def plain_lines(self, target: str) -> str:
+        """Return `headers` as lines, for the first target's answer where nothing was dropped.
+
+        `target` is its name as it may stand in a header.
+        """
+        call, now = self.call, clock.monotonic()
+        waited = self.report.upstream + (now - self.upstream_since if self.upstream_since else 0.0)
+        own = now - call.received - waited
+        return (
+            f"x-request-id: {call.id}\r\nx-windlass-model: {target}\r\n"
+            f"server-timing: gateway;dur={own * 1e3:.2f}, upstream;dur={waited * 1e3:.2f}\r\n"
+        )
+
     def encoder(self) -> StreamEncoder:
         """Return the encoder of this answer's stream, made at first use: one stream, one encoder."""
         if self.frames is None:
@@ -328,7 +341,9 @@ class Job(Struct, eq=False):
         """Return the most output tokens that the client allows, None where it does not say."""
         if self.translated is not None:
             return self.translated.request.settings.max_tokens
-        for name in ("max_tokens", "max_completion_tokens", "max_output_tokens"):
+        for name in _MOST_TOKENS:
+            if name not in self.fields:
+                continue
             value = field_value(self.fields, name)
             if isinstance(value, int) and not isinstance(value, bool):
                 return value
@@ -343,6 +358,7 @@ class Job(Struct, eq=False):
         return found if isinstance(found, dict) else {}
 
 
+_MOST_TOKENS = ("max_tokens", "max_completion_tokens", "max_output_tokens")
 #: Fields of a client's request that mean something to this server and nothing to a vendor.
 _OURS = frozenset(("stream_options", "store", "previous_response_id", "conversation", "keep_alive"))
 

@@ -12,8 +12,7 @@ from msgspec.structs import replace
 from windlass.core import clock
 from windlass.core.version import __version__
 from windlass.server.answer import answer
-from windlass.server.body import Fields, field_value, peek
-from windlass.server.chat import asked_model, asked_stream, checked_model
+from windlass.server.body import Fields, asked_model, asked_stream, checked_model, field_value, peek
 from windlass.server.embeddings import answer_embeddings
 from windlass.server.endpoints import Endpoint
 from windlass.server.gateway import Gateway

@@ -34,6 +34,18 @@ class WireCall(Call):
         head = encode_head(status, (*headers, *self.extra_headers), framing)
         connection.send(head if self.head.method == "HEAD" else head + body)
 
+    def respond_plainly(self, body: bytes, lines: str) -> None:
+        """Send a whole answer of JSON with status 200; `lines` are header lines that are known to be sound."""
+        self._begin(200)
+        self.sent = len(body)
+        connection = self.connection
+        close = "" if connection.keep and connection.persistent() else "connection: close\r\n"
+        connection.send(
+            f"HTTP/1.1 200 OK\r\n{lines}content-type: application/json\r\ncontent-length: {len(body)}\r\n"
+            f"{close}{connection.listener.default_headers}\r\n".encode("latin-1")
+            + body
+        )
+
     def start(self, status: int, headers: HeaderPairs = (), *, kind: str) -> None:
         """Begin a chunked answer (for HTTP/1.0: one that the connection's end ends; for HEAD: none but its head)."""
         self._begin(status)
@@ -45,6 +57,18 @@ class WireCall(Call):
         close = "" if connection.persistent() else "connection: close\r\n"
         framing = f"content-type: {kind}\r\n{framing}{close}{connection.listener.default_headers}"
         self.pending = encode_head(status, (*headers, *self.extra_headers), framing)
+
+    def start_plainly(self, lines: str) -> None:
+        """Begin a stream of events with status 200; `lines` are header lines that are known to be sound."""
+        self._begin(200)
+        self.open = self.chunked = True
+        connection = self.connection
+        close = "" if connection.persistent() else "connection: close\r\n"
+        self.pending = (
+            f"HTTP/1.1 200 OK\r\n{lines}cache-control: no-cache\r\nx-accel-buffering: no\r\n"
+            f"content-type: text/event-stream; charset=utf-8\r\ntransfer-encoding: chunked\r\n"
+            f"{close}{connection.listener.default_headers}\r\n"
+        ).encode("latin-1")
 
     def _begin(self, status: int) -> None:
         if self.started:

@@ -13,13 +13,13 @@ import heapq
 from collections.abc import Awaitable
 from email.utils import formatdate
 from math import inf
-from typing import Protocol, cast
+from typing import cast
 
 from msgspec import Struct
 
 from windlass.core import clock
 from windlass.core.errors import RequestRefused
-from windlass.server.http import Call, Head, encode_head, parse_head
+from windlass.server.http import App, Head, Work, encode_head, parse_head
 from windlass.server.incoming import Incoming
 from windlass.server.outgoing import WireCall
 from windlass.server.refusals import late, malformed, overloaded, stopping, too_large
@@ -56,17 +56,6 @@ class Limits(Struct, frozen=True):
     buffered_bytes: int = 1 << 29
 
 
-class App(Protocol):
-    """What answers. `admit` looks at a head before its body is read and returns how many bytes of it are welcome.
-
-    It is asked again once a body is here that did not come with its head.
-    """
-
-    def admit(self, call: Call) -> int: ...
-    async def serve(self, call: Call) -> None: ...
-    def refusal(self, call: Call | None, error: RequestRefused) -> tuple[int, list[tuple[str, str]], bytes]: ...
-
-
 class Listener:
     """What all connections of one server share; a look every `sweep` seconds ends those that are overdue."""
 
@@ -75,7 +64,7 @@ class Listener:
         self.connections: set[Connection] = set()
         #: Those that were refused and may still read why, the oldest first.
         self.lingering: dict[Connection, None] = {}
-        self.tasks: set[asyncio.Task[None]] = set()
+        self.tasks: set[Work] = set()
         self.buffered = 0
         self.draining = False
         #: Lines that every answer has.
@@ -138,8 +127,9 @@ class Listener:
         left = len(self.tasks)
         for task in list(self.tasks):
             task.cancel("the server is stopping")
-        if self.tasks:
-            await asyncio.wait(list(self.tasks), timeout=5.0)
+        running = [task for task in self.tasks if isinstance(task, asyncio.Task)]
+        if running:
+            await asyncio.wait(running, timeout=5.0)
         # One that was cancelled before its first step ran nothing of its own.
         self.tasks = {task for task in self.tasks if not task.done()}
         await self._quiet(1.0 if left else 0.0)
@@ -195,7 +185,7 @@ class Connection(asyncio.Protocol):
         self._buffer = b""
         self._call: WireCall | None = None
         self._incoming: Incoming | None = None
-        self._task: asyncio.Task[None] | None = None
+        self._task: Work | None = None
         self._held = self._surplus = self._unread = 0
         self._paused = False
         self._drained: asyncio.Future[None] | None = None
@@ -421,12 +411,23 @@ class Connection(asyncio.Protocol):
         self._call = call
         if self._drained is None:
             self.due = inf
-        task = call.task = self._task = self.listener.loop.create_task(self._serve(call))
-        self.listener.tasks.add(task)
+        listener = self.listener
+        straight = listener.app.express(call, self._ended)
+        task = straight or listener.loop.create_task(self._serve(call, listener.app.serve(call)))
+        call.task = self._task = task
+        listener.tasks.add(task)
 
-    async def _serve(self, call: WireCall) -> None:
+    def go_on(self, call: WireCall, work: Awaitable[None]) -> None:
+        """Do in a task what could not be done without one."""
+        listener = self.listener
+        if self._task is not None:
+            listener.tasks.discard(self._task)
+        task = call.task = self._task = listener.loop.create_task(self._serve(call, work))
+        listener.tasks.add(task)
+
+    async def _serve(self, call: WireCall, work: Awaitable[None]) -> None:
         try:
-            await self.listener.app.serve(call)
+            await work
         finally:
             self._ended(call)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable
+from typing import Any
 
 from windlass.core import clock
 from windlass.core.errors import (
@@ -15,7 +16,7 @@ from windlass.core.errors import (
     TransportTimeout,
     WireError,
 )
-from windlass.core.http import StreamResponse, Timeouts, endpoint
+from windlass.core.http import Exchange, Streaming, StreamResponse, Timeouts, endpoint
 from windlass.core.items import Finish
 from windlass.core.json import dumps
 from windlass.providers.target import Target
@@ -24,43 +25,56 @@ from windlass.server.ingress import NDJSON
 from windlass.server.job import Job
 from windlass.server.translate import check_streamed, deliver
 from windlass.wire.base import excerpt
-from windlass.wire.watch import Framing, Watcher, read_whole, watcher_for
+from windlass.wire.watch import Framing, Watcher, watcher_for
+from windlass.wire.watch_whole import read_whole
 
-__all__ = ["relay"]
+__all__ = ["DRAIN", "Passing", "as_provider_error", "outgoing", "relay", "timeouts", "took_whole"]
 
 _ERROR_BYTES = 1 << 20
 _USAGE = b'{"include_usage":true}'
 _STREAMS = ("text/event-stream", NDJSON, "application/vnd.amazon.eventstream")
 _FRAMINGS: dict[str, Framing] = {NDJSON: "lines", "application/vnd.amazon.eventstream": "frames"}
 #: Seconds that the end of a body may take once the answer is complete; then its connection is not kept.
-_DRAIN = 0.5
+DRAIN = 0.5
 
 
-async def relay(job: Job, target: Target) -> None:
-    """Send the client's bytes to a target and its bytes back. Raises ProviderError kinds."""
+async def relay(job: Job, target: Target, given: Exchange | None = None) -> None:
+    """Send the client's bytes to a target and its bytes back. Raises ProviderError kinds.
+
+    `given` is an answer that has begun already.
+    """
     provider = target.provider
-    body, hide = _body(job, target)
+    body, hide = outgoing(job, target)
     asked = clock.monotonic()
-    limits = _timeouts(job)
+    limits = timeouts(job)
+    if given is None:
+        opened = provider.forward(body, target.model, stream=job.stream, timeouts=limits)
+    else:
+        opened = Streaming(lambda: _begun(given))
     try:
-        async with provider.forward(body, target.model, stream=job.stream, timeouts=limits) as response:
+        async with opened as response:
             streams = await _check(response, job, target)
             if streams is not job.stream:
                 await _otherwise(job, target, response, streams)
             elif job.stream:
                 assert limits.first_byte is not None
                 response.limit_idle(limits.first_byte - (clock.monotonic() - asked))
-                await _Stream(job, target, response, hide).run()
+                await Passing(job, target, hide).run(response)
             else:
-                await _whole(job, target, response)
+                took_whole(job, target, await _read(response))
     except TransportError as error:
-        raise _as_provider_error(error, job, target) from error
+        raise as_provider_error(error, job, target) from error
     except ProviderError as error:
         error.provider, error.model = error.provider or provider.name, error.model or target.model
         raise
 
 
-def _body(job: Job, target: Target) -> tuple[bytes, bool]:
+async def _begun(exchange: Exchange) -> Exchange:
+    await exchange.head()
+    return exchange
+
+
+def outgoing(job: Job, target: Target) -> tuple[bytes, bool]:
     """Return the bytes to send, and whether the usage that comes back was asked for by us alone."""
     changes: dict[str, bytes] = {}
     if target.model != job.model and "model" in job.fields:
@@ -79,7 +93,7 @@ def _body(job: Job, target: Target) -> tuple[bytes, bool]:
     return (rebuild(job.fields, changes) if changes else job.call.body), hide
 
 
-def _timeouts(job: Job) -> Timeouts:
+def timeouts(job: Job) -> Timeouts:
     """Return the limits of one try; a stream's idle limit becomes the job's own once there is content."""
     left, first = job.left, job.first_limit
     idle = first if job.stream else max(job.idle_timeout, first)
@@ -135,14 +149,22 @@ async def _read(response: StreamResponse) -> bytes:
     return b"".join(pieces)
 
 
-async def _whole(job: Job, target: Target, response: StreamResponse) -> None:
-    body = await _read(response)
+def took_whole(job: Job, target: Target, body: bytes, plainly: str | None = None) -> None:
+    """Pass a whole answer on. Raises ProviderError kinds for one that is none.
+
+    `plainly` is the target's name as it may stand in a header, where no other header is needed than those of all.
+    """
     report = job.report
     told = read_whole(target.provider.dialect, body)
     report.usage, report.finish_reason, report.cost = told.usage, told.finish_reason, told.cost
     report.model = told.model or report.model
     report.first_at = clock.monotonic()
-    job.answered(body)
+    if plainly is None:
+        job.answered(body)
+    else:
+        job.upstream_done()
+        call: Any = job.call
+        call.respond_plainly(body, job.plain_lines(plainly))
 
 
 async def _otherwise(job: Job, target: Target, response: StreamResponse, streams: bool) -> None:
@@ -165,11 +187,17 @@ async def _otherwise(job: Job, target: Target, response: StreamResponse, streams
     await deliver(job, target, finish)
 
 
-class _Stream:
-    """Passes one stream on: nothing before its first content, then every whole event as it comes."""
+class Passing:
+    """Passes one stream on: nothing before its first content, then every whole event as it comes.
 
-    def __init__(self, job: Job, target: Target, response: StreamResponse, hide: bool) -> None:
-        self._job, self._target, self._response = job, target, response
+    `finished` says that the answer is whole and sent but for the end of its body, `progressed` that the last piece
+    brought events: a ping is not progress.
+    """
+
+    __slots__ = ("_held", "_job", "_kept", "_plainly", "_watcher", "finished", "progressed")
+
+    def __init__(self, job: Job, target: Target, hide: bool, plainly: str | None = None) -> None:
+        self._job, self._plainly = job, plainly
         framing = _FRAMINGS.get(job.ingress.stream_kind, "sse")
         dialect = target.provider.dialect
         self._watcher: Watcher = watcher_for(dialect, hide_usage=hide, choices=job.choices, framing=framing)
@@ -177,70 +205,99 @@ class _Stream:
         if job.continuable or job.captured is not None:
             self._kept = job.kept = []
         #: What came before the first content.
-        self._held: list[bytes] = []
+        self._held: list[bytes] | None = []
+        self.finished = self.progressed = False
+        job.report.events = 0
 
-    async def run(self) -> None:
+    async def run(self, response: StreamResponse) -> None:
         """Pass it on to its end. Raises ProviderError and TransportError kinds."""
-        report, watcher = self._job.report, self._watcher
         try:
-            await self._pass()
+            await self._pass(response)
         except ProviderError:
-            self._send_sound()
+            self.send_sound()
             raise
         except TransportError:
-            # What said that it is whole is whole, though its connection broke afterwards.
-            if not (watcher.finished and self._job.call.started):
+            if not self.end_though_broken():
                 raise
-            self._send(watcher.close(), last=True)
         finally:
-            report.usage = watcher.usage or report.usage
-            report.model = watcher.model or report.model
-            report.finish_reason, report.cost = watcher.finish_reason, watcher.cost
+            self.tell()
 
-    async def _pass(self) -> None:
-        response, watcher, report = self._response, self._watcher, self._job.report
-        report.events = 0
+    async def _pass(self, response: StreamResponse) -> None:
+        call = self._job.call
         # Of a decoded body more may be to come when all of its bytes are here.
         plain = response.headers.get("content-encoding") is None
-        held: list[bytes] | None = self._held
+        started = False
         async for chunk in response:
-            data = watcher.feed(chunk)
-            last = watcher.done or (plain and response.complete)
-            if held is not None:
-                held.append(data)
-                if not (last or watcher.begun or watcher.finished):
-                    continue
-                data, held = b"".join(held), None
-                if last:
-                    data = self._closed(data)
-                self._start()
-            elif last:
-                data = self._closed(data)
-            if last:
-                report.events = watcher.events
-                await self._finish(data)
+            slow = self.take(chunk, plain and response.complete)
+            if self.finished:
+                await self._drain(response)
                 return
-            if watcher.events != report.events:
-                # A ping is not progress.
-                report.events = watcher.events
+            if not started and call.started:
+                started = True
+                response.limit_idle(self._job.idle_timeout)
+            if self.progressed:
                 response.mark_progress()
-            slow = self._send(data)
             if slow is not None:
                 await slow
+        self.end()
+
+    def take(self, data: bytes, complete: bool) -> Awaitable[None] | None:
+        """Take a piece of the body, the last one where it is `complete`; returns what to await for a slow client.
+
+        Raises ProviderError kinds.
+        """
+        watcher, report, held = self._watcher, self._job.report, self._held
+        data = watcher.feed(data)
+        last = watcher.done or complete
+        if held is not None:
+            held.append(data)
+            if not (last or watcher.begun or watcher.finished):
+                return None
+            data = b"".join(held)
+            if last:
+                data = self._closed(data)
+            self._start()
+        elif last:
+            data = self._closed(data)
+        self.progressed = watcher.events != report.events
+        report.events = watcher.events
+        self.finished = last
+        return self._send(data, last=last and complete)
+
+    def end(self) -> None:
+        """Take the end of the body. Raises ProviderError kinds where the answer is not whole."""
+        held = self._held
         rest = self._closed(b"".join(held or ()))
         if held is not None:
             self._start()
         self._send(rest, last=True)
+        self.finished = True
+
+    def end_though_broken(self) -> bool:
+        """End an answer that said that it is whole before its connection broke; False where it did not."""
+        if not (self._watcher.finished and self._job.call.started):
+            return False
+        self._send(self._watcher.close(), last=True)
+        return True
+
+    def tell(self) -> None:
+        """Report what is known of the answer."""
+        report, watcher = self._job.report, self._watcher
+        report.usage = watcher.usage or report.usage
+        report.model = watcher.model or report.model
+        report.finish_reason, report.cost = watcher.finish_reason, watcher.cost
 
     def _closed(self, data: bytes) -> bytes:
         """Return the last bytes of a whole answer; of a broken one what came of it is kept. Raises ProviderError."""
         try:
             return data + self._watcher.close()
         except ProviderError:
-            self._watcher.sound, self._held = data, []
+            self._watcher.sound = data
+            if self._held is not None:
+                self._held = []
             raise
 
-    def _send_sound(self) -> None:
+    def send_sound(self) -> None:
         """Send what came together with what broke the answer.
 
         Before anything was sent it is kept back where another target can still answer.
@@ -249,37 +306,38 @@ class _Stream:
         if not job.call.started:
             if not sound or not self._watcher.begun or len(job.route.targets) > 1:
                 return
-            sound = b"".join(self._held) + sound
+            sound = b"".join(self._held or ()) + sound
             self._start()
         if sound:
             self._send(sound)
 
     def _start(self) -> None:
-        job = self._job
+        job, self._held = self._job, None
         job.report.first_at = clock.monotonic()
-        self._response.limit_idle(job.idle_timeout)
-        job.call.start(200, job.stream_headers(), kind=job.ingress.stream_kind)
+        if self._plainly is None:
+            job.call.start(200, job.stream_headers(), kind=job.ingress.stream_kind)
+        else:
+            call: Any = job.call
+            call.start_plainly(job.plain_lines(self._plainly))
 
     def _send(self, data: bytes, *, last: bool = False) -> Awaitable[None] | None:
         if self._kept is not None:
             self._kept.append(data)
         return self._job.call.write(data, last=last)
 
-    async def _finish(self, data: bytes) -> None:
-        """Send the end of the answer; usually that of its body is here too, and one write does."""
-        if self._response.complete:
-            self._send(data, last=True)
-            return
-        self._send(data)
-        try:
-            async with clock.deadline(_DRAIN):
-                await self._response.read()
-        except (TimeoutError, TransportError):
-            pass  # the answer is whole without it
+    async def _drain(self, response: StreamResponse) -> None:
+        """Wait for the end of a body whose answer is whole; usually it is here too, and one write did."""
+        if not response.complete:
+            try:
+                async with clock.deadline(DRAIN):
+                    await response.read()
+            except (TimeoutError, TransportError):
+                pass  # the answer is whole without it
         self._job.call.finish()
 
 
-def _as_provider_error(error: TransportError, job: Job, target: Target) -> ProviderError:
+def as_provider_error(error: TransportError, job: Job, target: Target) -> ProviderError:
+    """Return what a failure of the connection means for a request."""
     kind: type[ProviderError] = ProviderConnectionError
     if isinstance(error, TransportTimeout):
         kind = ProviderTimeoutError

@@ -14,8 +14,7 @@ from windlass.core import clock
 from windlass.core.errors import RequestRefused, WindlassError
 from windlass.core.json import dumps, loads
 from windlass.server.answer import answer
-from windlass.server.body import Fields, field_value, peek, rebuild
-from windlass.server.chat import asked_model, asked_stream
+from windlass.server.body import Fields, asked_model, asked_stream, field_value, peek, rebuild
 from windlass.server.endpoints import Endpoint
 from windlass.server.gateway import Gateway
 from windlass.server.http import Call

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from typing import Any, Literal, Protocol, TypeAlias
 
 import msgspec
-from msgspec import Raw, Struct
+from msgspec import Raw
 
 from windlass.core.errors import ProviderError, StreamInterrupted, WireError
 from windlass.core.items import Finish, Item, ReasoningItem, TextItem, ToolCallItem
@@ -21,8 +21,9 @@ from windlass.core.usage import Usage
 from windlass.wire.base import Dialect, StreamDecoder, as_dict, as_list, as_str, load_object
 from windlass.wire.openai_chat_answer import decode_cost, decode_usage, error_in, finish_reason
 from windlass.wire.sse import MAX_EVENT, SseDecoder
+from windlass.wire.watch_whole import PLAIN_ENDS, Chunk, PlainUsage
 
-__all__ = ["Framing", "Told", "Watcher", "check_reason", "read_whole", "watcher_for"]
+__all__ = ["Framing", "Watcher", "check_reason", "watcher_for"]
 
 #: How a stream is cut into events: server-sent events, a line each, or AWS's frames.
 Framing: TypeAlias = Literal["sse", "lines", "frames"]
@@ -93,39 +94,23 @@ def _too_large(size: int) -> None:
 # -------------------------------------------------------------------------------------------------------- OpenAI chat
 
 
-class _Choice(Struct, frozen=True):
-    index: int = 0
-    finish_reason: str | None = None
-    usage: Raw = Raw()
-    error: Raw = Raw()
-
-
-class _Extra(Struct, frozen=True):
-    usage: Raw = Raw()
-
-
-class _Chunk(Struct, frozen=True):
-    choices: list[_Choice] | None = None
-    model: str | None = None
-    usage: Raw = Raw()
-    error: Raw = Raw()
-    x_groq: _Extra | None = None
-
-
-_chunks = msgspec.json.Decoder(list[_Chunk])
-_DATA = re.compile(rb"^data:[ ]?(.*)$", re.MULTILINE)
+_chunks = msgspec.json.Decoder(list[Chunk])
+_plain_usage = msgspec.json.Decoder(PlainUsage)
+_raws = msgspec.json.Decoder(list[Raw])
+#: How an event is written by nearly everybody, and what stands between two of them.
+_DATA, _BETWEEN = b"data: ", b"\n\ndata: "
+#: What the most chunks have, and what none of these has.
+_GOES_ON = b'"finish_reason":null'
+_WORDS = (b'"usage":{', b'"error"', b'"x_groq"')
 _CONTENT = re.compile(
     rb'"(?:content|reasoning_content|reasoning|refusal|text|arguments|data)"\s*:\s*"[^"]|"tool_calls"\s*:\s*[\[{]'
 )
 _NO_CHOICES = re.compile(rb'"choices"\s*:\s*\[\s*\]')
-#: What says that an answer ended as it should; every other word is looked up.
-_PLAIN_ENDS = frozenset(("stop", "length", "tool_calls", "content_filter"))
-_NOTHING = (b"", b"null")
 
 
 def check_reason(raw: str) -> None:
     """Raise StreamInterrupted for a word by which a vendor says that it broke off ("error", "network_error")."""
-    if raw not in _PLAIN_ENDS and finish_reason(raw, calls=False) in ("interrupted", "error"):
+    if raw not in PLAIN_ENDS and finish_reason(raw, calls=False) in ("interrupted", "error"):
         raise StreamInterrupted(f"The model's server broke off its answer ({raw[:100]}).")
 
 
@@ -154,12 +139,18 @@ class ChatWatcher:
     @property
     def usage(self) -> Usage | None:
         """What the answer used, as last told: each count is the total so far."""
-        return decode_usage(loads(self._usage)) if self._usage else None
+        if not self._usage:
+            return None
+        try:
+            told = _plain_usage.decode(self._usage).read()
+        except msgspec.DecodeError:
+            told = None
+        return decode_usage(loads(self._usage)) if told is None else told
 
     @property
     def cost(self) -> int | None:
         """What the vendor says that it cost."""
-        return decode_cost(loads(self._usage)) if self._usage else None
+        return decode_cost(loads(self._usage)) if b'"cost"' in self._usage else None
 
     def feed(self, data: bytes) -> bytes:
         """Take bytes; returns whole events."""
@@ -187,7 +178,7 @@ class ChatWatcher:
     def _passed(self, data: bytes) -> bytes:
         if not self.begun and _CONTENT.search(data):
             self.begun = True
-        if self._hide and self._usage and _NO_CHOICES.search(data):
+        if self._hide and self._usage and b'"usage"' in data and _NO_CHOICES.search(data, data.rfind(b'"choices"')):
             return _without_usage(data)
         return data
 
@@ -197,16 +188,17 @@ class ChatWatcher:
             self._read_any = True
             if data.startswith(_BOM):
                 data = data[3:]
-        found: list[bytes] = _DATA.findall(data)
-        count, done = len(found), False
-        if found and found[-1] == b"[DONE]":
-            found.pop()
-            done = True
-        if b"\r" in data or b"event:" in data or not (data.isascii() or _is_text(data)):
+        found = data[6:-2].split(_BETWEEN)
+        if not data.startswith(_DATA) or data.count(b"\n") != 2 * len(found) or not (data.isascii() or _is_text(data)):
             self._read_slowly(data)
             return
+        count, done = len(found), found[-1] == b"[DONE]"
+        if done:
+            found.pop()
         if found:
             try:
+                if self._choices == 1 and not self._begun_choices:
+                    found = self._telling(found, data)
                 chunks = _chunks.decode(b"[" + b",".join(found) + b"]")
             except (msgspec.DecodeError, UnicodeDecodeError):
                 self._read_slowly(data)
@@ -217,14 +209,38 @@ class ChatWatcher:
         self.events += count
         self.done = done
 
-    def _take_plain(self, chunks: list[_Chunk]) -> bool:
+    def _telling(self, found: list[bytes], data: bytes) -> list[bytes]:
+        """Return the chunks that say more than a piece of the answer. Raises DecodeError when any is not JSON.
+
+        A quotation mark inside a string is escaped, so what is looked for can only be a field.
+        """
+        left = len(found) - data.count(_GOES_ON)
+        telling: list[bytes] = []
+        # They are the last ones, and perhaps the first.
+        for one in (found[0], *reversed(found[1:])):
+            if not left:
+                break
+            if _GOES_ON not in one:
+                telling.append(one)
+                left -= 1
+        telling[1:] = reversed(telling[1:])
+        told = b"".join(telling)
+        if left or len(telling) == len(found) or any(data.count(word) != told.count(word) for word in _WORDS):
+            return found
+        if len(_raws.decode(b"[" + b",".join(found) + b"]")) != len(found):
+            raise msgspec.DecodeError("chunks that are not as they should be")
+        if self.model is None and (not telling or telling[0] is not found[0]):
+            telling.insert(0, found[0])
+        return telling
+
+    def _take_plain(self, chunks: list[Chunk]) -> bool:
         """Take chunks that hold nothing unusual; False when one does: then they are to be read one by one."""
         for chunk in chunks:
             if chunk.error or chunk.x_groq is not None:
                 return False
             for choice in chunk.choices or ():
                 reason = choice.finish_reason
-                if choice.error or choice.usage or (reason and reason not in _PLAIN_ENDS):
+                if choice.error or choice.usage or (reason and reason not in PLAIN_ENDS):
                     return False
                 if reason:
                     self._end(choice.index, reason)
@@ -315,6 +331,11 @@ def _is_text(data: bytes) -> bool:
 
 def _without_usage(data: bytes) -> bytes:
     """Take the events without choices out of whole events."""
+    if b"\r" not in data and data.count(b'"usage"') == 1:
+        found = data.index(b'"usage"')
+        start, end = data.rfind(b"\n\n", 0, found), data.index(b"\n\n", found) + 2
+        start = 0 if start < 0 else start + 2
+        return data[:start] + data[end:] if _NO_CHOICES.search(data, start, end) else data
     out, at = b"", 0
     for end in _ends(data, "sse"):
         event = data[at:end]
@@ -391,50 +412,3 @@ def watcher_for(dialect: Dialect, *, hide_usage: bool = False, choices: int = 1,
     if dialect.name == "openai_chat":
         return ChatWatcher(hide_usage=hide_usage, choices=choices)
     return DecodingWatcher(dialect.stream_decoder(), framing)
-
-
-# ------------------------------------------------------------------------------------------------------ whole answers
-
-
-class Told(Struct, frozen=True):
-    """What a whole answer says of itself; `finish_reason` is the vendor's own word, `cost` in nano-dollars."""
-
-    usage: Usage | None = None
-    model: str | None = None
-    finish_reason: str | None = None
-    cost: int | None = None
-
-
-class _WholeChat(Struct, frozen=True):
-    choices: list[_Choice] | None = None
-    model: str | None = None
-    usage: Raw = Raw()
-    error: Raw = Raw()
-
-
-_whole = msgspec.json.Decoder(_WholeChat)
-
-
-def read_whole(dialect: Dialect, body: bytes) -> Told:
-    """Return what a whole answer, which is passed on as it is, says of itself.
-
-    Raises WireError, or the classified ProviderError when it holds an error, and StreamInterrupted when the vendor
-    says that it broke off.
-    """
-    if dialect.name == "openai_chat":
-        try:
-            answer = _whole.decode(body)
-        except (msgspec.DecodeError, UnicodeDecodeError):
-            answer = None
-        if answer is not None and bytes(answer.error) in _NOTHING and _ended_well(answer.choices):
-            usage: Any = loads(bytes(answer.usage) or b"null")
-            reason = answer.choices[0].finish_reason if answer.choices else None
-            return Told(decode_usage(usage), answer.model, reason, decode_cost(usage))
-    finish = dialect.decode_response(body)
-    if finish.reason in ("interrupted", "error"):
-        raise StreamInterrupted(f"The model's server broke off its answer ({finish.raw or finish.reason}).")
-    return Told(finish.usage, finish.model, finish.raw, finish.cost)
-
-
-def _ended_well(choices: list[_Choice] | None) -> bool:
-    return bool(choices) and all(choice.finish_reason in _PLAIN_ENDS and not choice.error for choice in choices)
