@@ -5,6 +5,8 @@ from __future__ import annotations
 from contextlib import aclosing
 from typing import Any
 
+from windlass.agent.hooks import Hooks
+from windlass.agent.plan import RunPlan
 from windlass.agent.run import Run
 from windlass.core import clock
 from windlass.core.errors import StreamInterrupted
@@ -19,12 +21,12 @@ from windlass.core.events import (
     TurnFinished,
 )
 from windlass.core.items import Finish, NoticeItem, ReasoningItem, TextItem, ToolCallItem, UsageItem
-from windlass.core.messages import Message, text_of
+from windlass.core.messages import Message, Metadata, text_of
 from windlass.core.models import cost_of, facts_of
 from windlass.core.request import Request
 from windlass.core.usage import Usage
 
-__all__ = ["Answer"]
+__all__ = ["Answer", "cost_in_nano", "notice_event", "renewed"]
 
 
 class Answer:
@@ -65,6 +67,12 @@ class Answer:
                 elif kind is Finish:
                     if hooks.wants("stream:end") and (whole := text_of(item.message.parts)):
                         await hooks.fire("stream:end", text=whole, turn_id=run.turn_id)
+                    if item.provider_metadata is not None:
+                        self._edited(item.provider_metadata)
+                    # Before its calls run: whoever shares the budget must see it now.
+                    run.spend(item.usage, cost := self.cost(item))
+                    if cost is None and self.number == 1 and run.behavior.max_cost is not None:
+                        self._unpriced()
                     return item
                 else:
                     await self._other(item)
@@ -73,10 +81,22 @@ class Answer:
             "The answer ended without its terminal event.", provider=provider, model=request.model, partial=self.partial
         )
 
+    def _unpriced(self) -> None:
+        text = f"max_cost bounds nothing here: the price of {self.plan.model_name} is not known."
+        self.run.emit(Log(message=text, level="warning", data={"max_cost": self.run.behavior.max_cost}))
+
+    def _edited(self, metadata: Metadata) -> None:
+        """Tell what the provider itself left out of the context before the model read it."""
+        for vendor, fields in metadata.items():
+            edits: Any = fields.get("context_management") if isinstance(fields, dict) else None
+            if isinstance(edits, dict) and edits.get("applied_edits"):
+                self.run.emit(Log(message=f"{vendor} left out older parts of the context.", data={vendor: edits}))
+
     async def _other(self, item: Any) -> None:
         run, hooks = self.run, self.hooks
         if isinstance(item, NoticeItem):
-            await run.record([_notice(item)])
+            await run.record([notice_event(item)])
+            await renewed(item, hooks)
             return
         if isinstance(item, UsageItem):
             self.usage = item.usage
@@ -96,10 +116,8 @@ class Answer:
             await run.caught_up()
 
     def cost(self, finish: Finish) -> int | None:
-        """Return nano-dollars: what the provider reports, else what the table of prices says; None if unknown."""
-        if finish.cost is not None:
-            return finish.cost
-        return cost_of(finish.usage, facts_of(self.plan.provider.name, finish.model or self.plan.model).prices)
+        """Return nano-dollars, None if unknown."""
+        return cost_in_nano(self.plan, finish)
 
     async def finished(self, finish: Finish | None, message: Message | None) -> None:
         """Count the turn and tell everyone, whether it ended well or not."""
@@ -115,6 +133,8 @@ class Answer:
             duration_ns=int((clock.monotonic() - self.begun) * 1e9),
         )
         run.stats.add_turn(turn)
+        if finish is None:
+            run.spend(usage, None)
         run.emit(turn)
         if hooks.wants("usage"):
             total = run.stats.usage
@@ -126,9 +146,25 @@ class Answer:
             await hooks.fire("turn:after", turn=self.number, turn_id=run.turn_id, usage=usage, message=message)
 
 
-def _notice(item: NoticeItem) -> Event:
+def cost_in_nano(plan: RunPlan, finish: Finish) -> int | None:
+    """Return what an answer cost: what the provider reports, else what the table of prices says; None if unknown."""
+    if finish.cost is not None:
+        return finish.cost
+    return cost_of(finish.usage, facts_of(plan.provider.name, finish.model or plan.model).prices)
+
+
+async def renewed(item: NoticeItem, hooks: Hooks) -> None:
+    """Tell who asked for it that a login was renewed, and with what."""
+    if item.kind == "refreshed" and item.detail is not None and hooks.wants("oauth:refresh"):
+        await hooks.fire("oauth:refresh", **item.detail.fields())
+
+
+def notice_event(item: NoticeItem) -> Event:
+    """Return the event that tells what happened on the way to an answer."""
     if item.kind == "retry":
         return Retry(message=item.message, attempt=item.attempt or 0, delay=item.delay or 0.0, provider=item.provider)
     if item.kind == "warning":
         return Log(message=item.message, level="warning")
+    if item.kind == "refreshed":
+        return Log(message=item.message)
     return ProviderSwitched(message=item.message, provider=item.provider, model=item.model)

@@ -7,10 +7,12 @@ tool message, in the order of the calls, and a conversation that is handed to a 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 from msgspec import Struct
 from msgspec.structs import replace
 
+from windlass.agent.ledger import output_bytes
 from windlass.core.events import (
     ContextCompacted,
     Event,
@@ -26,13 +28,26 @@ from windlass.core.messages import Message, Part, Text, ToolCall, ToolResponse, 
 from windlass.core.request import EncodingCache
 from windlass.core.usage import Usage
 
-__all__ = ["NOT_STARTED", "UNKNOWN_OUTCOME", "Conversation", "OpenCall", "legal_cut", "live", "repair"]
+__all__ = [
+    "NOT_STARTED",
+    "UNKNOWN_OUTCOME",
+    "Conversation",
+    "OpenCall",
+    "elidable",
+    "legal_cut",
+    "live",
+    "repair",
+    "turn_start",
+]
 
 UNKNOWN_OUTCOME = (
     "Outcome unknown: the program ended while this call was running, so it may or may not have taken effect. "
     "Check the state before you repeat it."
 )
 NOT_STARTED = "Not started: the program ended before this call ran. Ask again if it is still needed."
+#: What takes the place of long tool output in a compacted view. Old ledgers rely on these two to give the same view.
+_ELIDED = "[Left out to save context: "
+_SHORT = 240
 
 
 class OpenCall(Struct, frozen=True):
@@ -46,8 +61,8 @@ class Conversation:
     """Messages in order, the calls still open, and what they used so far."""
 
     __slots__ = (
-        "_calls", "_ids", "_responses", "_started", "cost", "encoded", "messages", "pending_inputs", "run_open",
-        "turns", "usage",
+        "_calls", "_ids", "_responses", "_started", "cost", "dropped", "encoded", "gauge", "messages",
+        "pending_inputs", "prefix", "rewritten", "run_open", "turns", "usage",
     )  # fmt: skip
 
     def __init__(self, messages: Iterable[Message] = ()) -> None:
@@ -59,6 +74,11 @@ class Conversation:
         #: The `run.started` that has no `run.finished`: the run of a program that died.
         self.run_open: RunStarted | None = None
         self.pending_inputs: list[InputQueued] = []
+        #: How many messages compaction took out of the view, how often it was rewritten, and who measures it.
+        self.dropped = self.rewritten = 0
+        self.gauge: Any = None
+        #: What the last request began with, for whoever watches the provider's prompt cache.
+        self.prefix: Any = None
         self._calls: tuple[ToolCall, ...] = ()
         self._responses: dict[str, ToolResponse] = {}
         self._started: set[str] = set()
@@ -89,7 +109,8 @@ class Conversation:
         fresh = {call.id for call in message.tool_calls}
         for part in message.parts:
             if isinstance(part, ToolCall) and part.id in taken:
-                number = len(self.messages)
+                # Grows with every call, also where the view is cut short: the first guess is nearly always free.
+                number = len(taken)
                 while (name := f"{part.id}_{number}") in taken or name in fresh:
                     number += 1
                 fresh.add(name)
@@ -153,14 +174,26 @@ class Conversation:
         elif isinstance(event, InputQueued):
             self.pending_inputs.append(event)
         elif isinstance(event, ContextCompacted):
-            upto = min(event.upto, len(self.messages))
-            # A call and its responses stay together: what would begin with responses begins with their call.
-            while 0 < upto < len(self.messages) and self.messages[upto].role == "tool":
-                upto -= 1
-            kept = self.messages[upto:]
-            self.messages = [user(event.summary), *kept] if event.summary else kept
-            self.encoded.clear()
+            self.compact(event)
         return mended
+
+    def compact(self, event: ContextCompacted) -> None:
+        """Shorten the view as the event says; a call and its responses stay together."""
+        upto = turn_start(self.messages, event.upto)
+        if self._calls:
+            last = max(at for at, message in enumerate(self.messages) if message.role == "assistant")
+            upto = min(upto, last)
+        if event.strategy == "tail" and not event.summary:
+            self.messages = [*[_elided(message) for message in self.messages[:upto]], *self.messages[upto:]]
+        else:
+            kept = self.messages[upto:]
+            self.dropped += upto - bool(event.summary)
+            self.messages = [user(event.summary), *kept] if event.summary else kept
+        if event.usage is not None:
+            self.usage = self.usage + event.usage
+            self.cost = None if event.cost is None or self.cost is None else self.cost + event.cost
+        self.rewritten += 1
+        self.encoded.clear()
 
     def close(self, printed: Callable[[str], str] | None = None) -> list[ToolFinished]:
         """Answer every open call as *not started* or *outcome unknown*; returns the responses made.
@@ -192,6 +225,37 @@ class Conversation:
 def _unknown(call_id: str, printed: Callable[[str], str] | None) -> str:
     tail = printed(call_id) if printed is not None else ""
     return f"{UNKNOWN_OUTCOME}\nIts output so far ended with:\n{tail}" if tail else UNKNOWN_OUTCOME
+
+
+def turn_start(messages: Sequence[Message], at: int) -> int:
+    """Return the highest index <= `at` that is not inside a call and its responses."""
+    at = max(0, min(at, len(messages)))
+    while 0 < at < len(messages) and messages[at].role == "tool":
+        at -= 1
+    return at
+
+
+def elidable(response: ToolResponse) -> bool:
+    """Tell whether a tool response is long enough to be left out of a compacted view."""
+    content = response.response
+    if isinstance(content, str):
+        return len(content) > _SHORT and not content.startswith(_ELIDED)
+    return any(not isinstance(part, Text) for part in content) or output_bytes(content) > _SHORT
+
+
+def _elided(message: Message) -> Message:
+    if message.role != "tool":
+        return message
+    parts = tuple(
+        [_note(part) if isinstance(part, ToolResponse) and elidable(part) else part for part in message.parts]
+    )
+    return replace(message, parts=parts) if parts != message.parts else message
+
+
+def _note(response: ToolResponse) -> ToolResponse:
+    size = output_bytes(response.response)
+    text = f"{_ELIDED}{size} bytes of older tool output. If you need it, call the tool again.]"
+    return ToolResponse(response.id, text, response.status)
 
 
 def live(events: Sequence[Event]) -> list[tuple[int, Event]]:

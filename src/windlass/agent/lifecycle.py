@@ -24,6 +24,10 @@ async def begin_run(run: Run) -> str:
     if hooks.wants("session:start"):
         text = "" if prompt is None else prompt.text
         await hooks.fire("session:start", session_id=run.session_id, run_id=run.id, prompt=text)
+    mode = run.behavior
+    run.state["discipline"] = {
+        "dedup_reads": mode.dedup_reads, "require_read_before_edit": mode.require_read_before_edit,
+    }  # fmt: skip
     system = plan.system
     if hooks.wants("system:before"):
         system = (await hooks.fire("system:before", system=system)).system
@@ -44,9 +48,13 @@ async def begin_run(run: Run) -> str:
 
 
 async def end_run(run: Run, stop: StopReason, first_message: int) -> None:
-    """Tell the hooks that watch the end of a run; `first_message` is where its part of the conversation begins."""
+    """Tell the hooks that watch the end of a run; `first_message` is where its part of the conversation begins.
+
+    It counts what compaction took out of the view, too.
+    """
     fire, wants = run.hooks.fire, run.hooks.wants
     messages = run.conversation.messages
+    first_message = max(0, first_message - run.conversation.dropped)
     new = messages[first_message:]
     if wants("session:turns"):
         await fire("session:turns", session_id=run.session_id, turns=new, count=len(new))

@@ -17,7 +17,7 @@ from windlass.agent.modes import Iterations
 from windlass.agent.output import FINAL_TOOL
 from windlass.agent.prepare import Preparation, wanted_output
 from windlass.agent.run import Run
-from windlass.core.errors import ProviderError, StreamInterrupted
+from windlass.core.errors import ContextExceededError, ProviderError, StreamInterrupted
 from windlass.core.events import (
     BudgetExceeded,
     MessageAdded,
@@ -42,30 +42,14 @@ class Loop:
     """The state of one run between its turns."""
 
     __slots__ = (
-        "behavior",
-        "conversation",
-        "detail",
-        "detector",
-        "dispatcher",
-        "first_message",
-        "hooks",
-        "iterations",
-        "last",
-        "output",
-        "plan",
-        "prepare",
-        "retries_left",
-        "run",
-        "stop_reason",
-        "system",
-        "tools",
-        "turn_in_iteration",
+        "behavior", "conversation", "detail", "detector", "dispatcher", "first_message", "hooks", "iterations", "last",
+        "output", "plan", "prepare", "retries_left", "run", "stop_reason", "system", "tools", "turn_in_iteration",
         "wanted",
-    )
+    )  # fmt: skip
 
     def __init__(self, run: Run) -> None:
         plan = run.plan
-        self.run, self.plan, self.hooks, self.behavior = run, plan, plan.hooks, plan.behavior
+        self.run, self.plan, self.hooks, self.behavior = run, plan, run.hooks, plan.behavior
         self.conversation = plan.conversation
         self.first_message = 0
         self.stop_reason: StopReason = "end_turn"
@@ -88,7 +72,7 @@ class Loop:
 
     async def main(self) -> None:
         """Turn until the agent rests; sets `stop_reason`."""
-        self.first_message = len(self.conversation.messages)
+        self.first_message = len(self.conversation.messages) + self.conversation.dropped
         self.system = await begin_run(self.run)
         if self.iterations.mode != "none":
             self.run.emit(StepStarted(name="iteration", index=1, total=self.iterations.limit))
@@ -126,13 +110,16 @@ class Loop:
             await self.hooks.fire("budget:exceeded", turn=self.run.stats.turns, bytes=used, budget=limit)
 
     async def _over_budget(self) -> bool:
-        stats, mode = self.run.stats, self.behavior
-        if mode.max_total_tokens is not None and stats.usage.total_tokens >= mode.max_total_tokens:
-            await self._limit("tokens", stats.usage.total_tokens, mode.max_total_tokens, "budget")
-            return True
-        if mode.max_cost is not None and stats.cost is not None and stats.cost >= mode.max_cost * NANO:
-            await self._limit("cost", stats.cost, int(mode.max_cost * NANO), "budget")
-            return True
+        at: Run | None = self.run
+        while at is not None:
+            most, cost = at.behavior.max_total_tokens, at.behavior.max_cost
+            if most is not None and at.spent_tokens >= most:
+                await self._limit("tokens", at.spent_tokens, most, "budget")
+                return True
+            if cost is not None and at.spent_cost >= cost * NANO:
+                await self._limit("cost", at.spent_cost, int(cost * NANO), "budget")
+                return True
+            at = at.plan.parent
         return False
 
     # -- one turn --------------------------------------------------------------------------------------------------
@@ -151,9 +138,11 @@ class Loop:
         finish: Finish | None = None
         try:
             finish = await answer.read(request)
+            if self.prepare.context is not None:
+                self.prepare.context.answered(finish.usage)
             await self._accept(finish, answer.cost(finish))
         except ProviderError as error:
-            if not await self._broken(answer, error):
+            if not (await self._shortened(answer, error) or await self._broken(answer, error)):
                 raise
         finally:
             await answer.finished(finish, self.last if finish is not None else None)
@@ -200,6 +189,15 @@ class Loop:
         else:
             await self.dispatcher.refuse([final], f"Validation error: {problem}")
             self.wanted.wrong(problem, str(final.arguments))
+
+    async def _shortened(self, answer: Answer, error: ProviderError) -> bool:
+        """Compact a history that the provider found too long; True when it is asked once more."""
+        context = self.prepare.context
+        if context is None or answer.partial or not isinstance(error, ContextExceededError):
+            return False
+        # The attempt that was refused took nothing from the turns that are allowed.
+        self.turn_in_iteration -= 1
+        return await context.overflowed()
 
     async def _broken(self, answer: Answer, error: ProviderError) -> bool:
         """Keep what a broken answer brought; True when the run goes on from there."""
@@ -260,6 +258,9 @@ class Loop:
             return True
         if verdict == "nudge":
             await self._say(LOOP_NUDGE, "notice")
+        if (held := self.dispatcher.discipline) is not None:
+            for text in await held.notices(self.run.stats.turns):
+                await self._say(text, "notice")
         return False
 
     async def _check_output(self, message: Message) -> bool:

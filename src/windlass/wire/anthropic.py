@@ -1,8 +1,10 @@
 """The Anthropic messages dialect.
 
 Source: docs.anthropic.com/en/api/messages, /en/docs/build-with-claude/extended-thinking, /prompt-caching and
-/structured-outputs. The `anthropic-beta` names of `settings.extra["betas"]` travel in a header, so that the body leaves
-them out; the provider sends them. An object in `extra` is merged into ours: `{"thinking": {"display": "summarized"}}`.
+/structured-outputs, /context-editing. The `anthropic-beta` names of `settings.extra["betas"]` (or `extra_betas`) travel
+in a header, so that the body leaves them out; the provider sends them. `extra["context_management"]` lets the server
+clear old tool output; which edits it made is in the answer's `provider_metadata`. An object in `extra` is merged into
+ours: `{"thinking": {"display": "summarized"}}`.
 Bodies hold to what both API versions take, 2023-06-01 and 2026-10-21; only the first knows sampling settings.
 """
 
@@ -31,7 +33,7 @@ _MARK: Final = {"type": "ephemeral"}
 #: The smallest `budget_tokens` the API takes.
 _LEAST: Final = 1024
 _NOT_THERE = ("seed", "presence_penalty", "frequency_penalty", "repeat_penalty")
-_HEADER_FIELDS = ("betas",)
+_HEADER_FIELDS = ("betas", "extra_betas")
 
 
 class AnthropicMessages:
@@ -40,7 +42,7 @@ class AnthropicMessages:
     name: ClassVar[str] = KEY
 
     #: Fields of `settings.extra` that travel as a header, joined by commas.
-    header_fields: ClassVar[dict[str, str]] = {"betas": "anthropic-beta"}
+    header_fields: ClassVar[dict[str, str]] = dict.fromkeys(_HEADER_FIELDS, "anthropic-beta")
 
     def encode_request(self, request: Request, caps: Capabilities, *, stream: bool) -> bytes:
         """Return the body: closed turns from `request.encoded`, the rest encoded now, `settings.extra` merged last.

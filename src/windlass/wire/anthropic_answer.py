@@ -52,6 +52,7 @@ from windlass.wire.base import (
 __all__ = [
     "answer_block",
     "answer_head",
+    "applied_edits",
     "build_finish",
     "decode_error",
     "decode_response",
@@ -218,6 +219,12 @@ def answer_head(finish: Finish) -> dict[str, Any]:
     return head
 
 
+def applied_edits(finish: Finish) -> dict[str, Any]:
+    """Return `context_management` as the server reported it: what it cleared before the model read the request."""
+    edits = own_fields(finish.provider_metadata).get("context_management")
+    return {"context_management": edits} if isinstance(edits, dict) else {}
+
+
 def encode_response(finish: Finish, *, model: str, response_id: str) -> bytes:
     """Return a whole answer."""
     blocks = [block for part in finish.message.parts if (block := answer_block(part)) is not None]
@@ -229,6 +236,7 @@ def encode_response(finish: Finish, *, model: str, response_id: str) -> bytes:
             "model": model,
             "content": blocks,
             **answer_head(finish),
+            **applied_edits(finish),
             "usage": encode_usage(finish.usage),
         }
     )

@@ -12,6 +12,7 @@ from windlass.core.usage import Usage
 from windlass.wire.anthropic_answer import (
     answer_block,
     answer_head,
+    applied_edits,
     build_finish,
     decode_usage,
     encode_usage,
@@ -166,6 +167,8 @@ class AnthropicStreamDecoder:
             self._count(message.get("usage"), out)
         elif kind == "message_delta":
             self._head.update({key: value for key, value in as_dict(data.get("delta")).items() if value is not None})
+            if isinstance(edits := data.get("context_management"), dict):
+                self._head["context_management"] = edits
             self._count(data.get("usage"), out)
         elif kind == "message_stop":
             self._finish(out)
@@ -408,7 +411,8 @@ class AnthropicStreamEncoder:
         if finish.reason in ("interrupted", "error"):
             cut = "The answer was cut short upstream; what came before is partial."
             return out + self.error(StreamInterrupted(cut))
-        out += _event("message_delta", delta=answer_head(finish), usage=encode_usage(finish.usage))
+        delta, usage = answer_head(finish), encode_usage(finish.usage)
+        out += _event("message_delta", delta=delta, usage=usage, **applied_edits(finish))
         return out + _event("message_stop")
 
     def _part(self, number: int, part: Part) -> bytes:
