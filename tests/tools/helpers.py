@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from types import SimpleNamespace
 from typing import Any
 
@@ -32,6 +33,10 @@ class Context:
     async def emit(self, event: Event) -> None:
         self.events.append(event)
 
+    async def keep(self, path: str, before: bytes | None, after: bytes | None) -> FileChanged:
+        hashes = [None if data is None else hashlib.sha256(data).hexdigest() for data in (before, after)]
+        return FileChanged(path=path, call_id=self.call_id, before=hashes[0], after=hashes[1])
+
     async def run_child(self, **spec: Any) -> Any:
         raise NotImplementedError
 
@@ -45,7 +50,7 @@ class Context:
 
     @property
     def changes(self) -> list[FileChanged]:
-        return [event for event in self.events if isinstance(event, FileChanged)]
+        return [event for event in self.events if isinstance(event, FileChanged) and event.status != "failed"]
 
 
 async def call(tool: Tool, ctx: Context, **args: Any) -> Any:

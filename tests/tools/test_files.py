@@ -41,7 +41,9 @@ async def test_a_small_file_is_read_as_it_is(ctx: Context) -> None:
 
 async def test_reading_pages_with_a_footer(ctx: Context) -> None:
     await space(ctx).write("n.txt", b"".join([b"%d\n" % n for n in range(1, 11)]))
-    assert await text(read_file, ctx, path="n.txt", limit=3) == "1\n2\n3\n[Lines 1-3 of 10. Read on with offset=4.]"
+    assert await text(read_file, ctx, path="n.txt", limit=3) == (
+        "1\n2\n3\n[Lines 1-3 of 10; 15 bytes left out. Read on with offset=4.]"
+    )
     assert await text(read_file, ctx, path="n.txt", offset="9") == "9\n10\n[Lines 9-10 of 10.]"
     assert await text(read_file, ctx, path="n.txt", offset=11) == "[offset 11 is past the end: the file has 10 lines.]"
 
@@ -49,20 +51,22 @@ async def test_reading_pages_with_a_footer(ctx: Context) -> None:
 async def test_reading_is_capped_in_bytes(ctx: Context) -> None:
     await space(ctx).write("long.txt", (b"x" * 999 + b"\n") * 100 + b"y" * 100_000 + b"\nend\n")
     first = await text(read_file, ctx, path="long.txt")
-    assert first.endswith("\n[Lines 1-65 of 102. Read on with offset=66.]")
+    assert first.endswith("\n[Lines 1-65 of 102; 135005 bytes left out. Read on with offset=66.]")
     assert len(first) < files.MAX_SHOWN + 100
     line = await text(read_file, ctx, path="long.txt", offset=101)
-    assert line.endswith("y\n[Lines 101-101 of 102. Line 101 is cut after 65536 bytes. Read on with offset=102.]")
-    assert await text(read_file, ctx, path="long.txt", offset=102) == "end\n[Lines 102-102 of 102.]"
+    assert line.endswith("y\n[Line 101 of 102, cut after 65536 bytes; 34469 bytes left out. Read on with offset=102.]")
+    assert await text(read_file, ctx, path="long.txt", offset=102) == "end\n[Line 102 of 102.]"
 
 
 async def test_the_default_is_2000_lines(ctx: Context) -> None:
     await space(ctx).write("n.txt", b"a\n" * 2001)
-    assert (await text(read_file, ctx, path="n.txt")).endswith("\n[Lines 1-2000 of 2001. Read on with offset=2001.]")
+    assert (await text(read_file, ctx, path="n.txt")).endswith(
+        "\n[Lines 1-2000 of 2001; 2 bytes left out. Read on with offset=2001.]"
+    )
 
 
 async def test_odd_files(ctx: Context, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(files, "MAX_MEDIA", 100)
+    monkeypatch.setattr(files, "IMAGE_BYTES", 100)
     monkeypatch.setattr(files, "MAX_FILE", 50)
     contents: dict[str, tuple[bytes, str]] = {
         "empty": (b"", "(empty file)"),
@@ -74,7 +78,8 @@ async def test_odd_files(ctx: Context, monkeypatch: pytest.MonkeyPatch) -> None:
         "big.png": (PNG + b"\x00" * 100, "[image/png: big.png, 128 bytes: over 100, too large to show]"),
         "big": (
             b"0123456789\n" * 6,
-            "\n".join(["0123456789"] * 4) + "\n[Lines 1-4 of 4 or more. The rest lies beyond 50 bytes: use shell.]",
+            "\n".join(["0123456789"] * 4) + "\n[Lines 1-4 of 4 or more; 22 bytes left out. "
+            "No more than 50 bytes can be read here: use shell.]",
         ),
     }
     for path, (data, wanted) in contents.items():
@@ -327,5 +332,5 @@ async def test_folders_that_cannot_be_listed(ctx: Context, monkeypatch: pytest.M
     assert await refused(list_files, ctx, path="scr") == "Directory not found: scr. Did you mean src?"
     assert await refused(list_files, ctx, path="src/a") == "Not a directory: src/a"
     monkeypatch.setattr(files, "MAX_LISTED", 2)
-    wanted = "📄 a\n📄 b\n[2 of 3 entries shown. List a folder below, or use glob.]"
+    wanted = "📄 a\n📄 b\n[2 of 3 entries; 7 bytes left out. List a folder below, or use glob.]"
     assert await text(list_files, ctx, path="src") == wanted

@@ -47,7 +47,10 @@ async def test_files_are_found_by_name(ctx: Context) -> None:
     assert await text(glob, ctx, pattern=".") == "No files match ."
     assert await text(glob, ctx, pattern="src/deep/**") == "src/deep/c.py"
     assert await refused(glob, ctx, pattern="*", path="scr") == "Directory not found: scr. Did you mean src?"
-    assert await text(glob, ctx, pattern="**", limit=2) == "a.py\nnode/x\n[2 of 5. Narrow the pattern.]"
+    assert (
+        await text(glob, ctx, pattern="**", limit=2)
+        == "a.py\nnode/x\n[2 of 5 names; 32 bytes left out. Narrow the pattern.]"
+    )
 
 
 async def test_newest_first(local: Context, place: Path) -> None:
@@ -230,11 +233,11 @@ async def test_several_lines(ctx: Context) -> None:
 async def test_answers_are_bounded_and_go_on(ctx: Context) -> None:
     await fill(ctx, a_txt="".join([f"x{n}\n" for n in range(300)]), b_txt="x" * 3000 + "\n")
     first = await text(grep, ctx, pattern="x", output_mode="content")
-    assert first.splitlines()[-2:] == ["a.txt:200:x199", "[More follows. Go on with offset=200.]"]
+    assert first.splitlines()[-2:] == ["a.txt:200:x199", "[200 lines; more follow. Go on with offset=200.]"]
     rest = await text(grep, ctx, pattern="x", output_mode="content", offset=200, head_limit=0)
     assert rest.splitlines()[0] == "a.txt:201:x200"
     assert rest.splitlines()[-1] == "b.txt:1:" + "x" * 500 + "…"
-    assert await text(grep, ctx, pattern="x", head_limit=1) == "a.txt\n[More follows. Go on with offset=1.]"
+    assert await text(grep, ctx, pattern="x", head_limit=1) == "a.txt\n[1 lines; more follow. Go on with offset=1.]"
     assert await text(grep, ctx, pattern="x", offset=5) == "[offset is past the 2 lines there are.]"
 
 
@@ -264,6 +267,7 @@ async def test_a_pattern_that_cannot_be_used(ctx: Context) -> None:
 async def test_without_re2_plain_text_still_works(ctx: Context, monkeypatch: pytest.MonkeyPatch) -> None:
     await fill(ctx, a_txt="a.b\nAxB\n")
     monkeypatch.setitem(sys.modules, "re2", None)
+    monkeypatch.setenv("PATH", "/nowhere")  # else ripgrep would do it
     patterns._re2.cache_clear()  # pyright: ignore[reportPrivateUsage]
     try:
         assert await text(grep, ctx, pattern="axb", output_mode="content", **{"-i": True}) == "a.txt:2:AxB"

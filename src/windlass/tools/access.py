@@ -6,15 +6,17 @@ import difflib
 import functools
 import hashlib
 import posixpath
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
 from typing import Any, ParamSpec
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from windlass.core import clock
 from windlass.core.errors import ToolError, WorkspaceError
-from windlass.core.events import FileChanged
 from windlass.core.ports import FileInfo, ToolContext, ToolResult, Workspace
+from windlass.tools.ignore import IGNORE_FILE, MAX_IGNORE_BYTES, Rules, is_ignored, parse_ignore
 
 __all__ = [
     "SKIPPED",
@@ -25,6 +27,8 @@ __all__ = [
     "not_found",
     "parts_below",
     "put",
+    "put_back",
+    "remove",
     "walk",
     "workspace_of",
 ]
@@ -69,14 +73,65 @@ def digest(data: bytes) -> str:
 
 
 async def put(ctx: ToolContext, path: str, data: bytes, before: bytes | None) -> None:
-    """Write a file that must still be what was read (`before`; None: not there), and report the change."""
+    """Write a file that must still be what was read (`before`; None: not there), and report the change.
+
+    Both contents are kept before anything is written, so that the change can be undone whatever happens meanwhile.
+    """
     was = None if before is None else digest(before)
     if ctx.expected.get(path, was or "") != (was or ""):
         raise ToolError(
             f"{path} changed after the change was shown and allowed; nothing was written.", hint="Read it again."
         )
-    await workspace_of(ctx).write(path, data, expected_sha256=was or "")
-    await ctx.emit(FileChanged(path=path, call_id=ctx.call_id, before=was, after=digest(data)))
+    async with _changing(ctx, path, before, data) as workspace:
+        await workspace.write(path, data, expected_sha256=was or "")
+
+
+async def remove(ctx: ToolContext, path: str, before: bytes) -> None:
+    """Remove a file that must still be what was read (`before`), and report the change."""
+    was = digest(before)
+    if ctx.expected.get(path, was) != was:
+        raise ToolError(
+            f"{path} changed after the change was shown and allowed; nothing was removed.", hint="Read it again."
+        )
+    async with _changing(ctx, path, before, None) as workspace:
+        if await _digest_at(workspace, path) != was:
+            raise WorkspaceError(f"{path} was changed by someone else since it was read.", path=path)
+        await workspace.delete(path)
+
+
+async def put_back(ctx: ToolContext, path: str, now: bytes | None, before: bytes | None) -> None:
+    """Undo a change that this call made (`now` to `before`; None: no file), and report it."""
+    # What a person saw when they allowed the call was the file before it: `expected` says nothing here.
+    async with _changing(ctx, path, now, before) as workspace:
+        if before is None:
+            await workspace.delete(path)
+        else:
+            await workspace.write(path, before, expected_sha256="" if now is None else digest(now))
+
+
+@asynccontextmanager
+async def _changing(
+    ctx: ToolContext, path: str, before: bytes | None, after: bytes | None
+) -> AsyncGenerator[Workspace]:
+    """Put a change on record, let it be made, and tell of it; one that was refused is taken off the record."""
+    workspace = workspace_of(ctx)
+    change = await ctx.keep(path, before, after)
+    try:
+        yield workspace
+    except WorkspaceError:
+        # Some failures come after the write (its last sync): what was done stays on record as done.
+        if await _digest_at(workspace, path) != change.after:
+            await ctx.emit(replace(change, status="failed"))
+        raise
+    await ctx.emit(change)
+
+
+async def _digest_at(workspace: Workspace, path: str) -> str | None:
+    """Return the SHA-256 of what is at `path` now, None for nothing, '' for what cannot be read."""
+    try:
+        return digest(await workspace.read(path))
+    except WorkspaceError as error:
+        return None if isinstance(error.__cause__, FileNotFoundError) else ""
 
 
 async def not_found(ctx: ToolContext, path: str, what: str = "File") -> Refusal:
@@ -100,10 +155,11 @@ def parts_below(base: str, path: str) -> list[str]:
 
 
 class Walk(Struct):
-    """What a walk found, sorted by path; `stopped` says why it is not all."""
+    """What a walk found, sorted by path; `stopped` says why it is not all, `ignored` counts what rules left out."""
 
     entries: list[FileInfo]
     stopped: str = ""
+    ignored: int = 0
 
 
 async def walk(
@@ -113,17 +169,20 @@ async def walk(
     depth: int | None,
     keep: Callable[[Sequence[str]], bool],
     seconds: float,
+    ignore: bool = False,
 ) -> Walk:
     """List what lies below the folder `base` and is kept by `keep(names below base)`, at most `depth` levels deep.
 
-    Links are not followed; folders in SKIPPED are not entered. Bounded by entries and by `seconds`.
+    Links are not followed; folders in SKIPPED are not entered. Bounded by entries and by `seconds`. `ignore` leaves out
+    what the `.gitignore` files of the workspace name.
     """
     workspace = workspace_of(ctx)
     end = clock.monotonic() + seconds
     found = Walk([])
-    waiting, seen, folders = [(base, 1)], 0, 0
+    seen = folders = 0
+    waiting = [(base, 1, await _rules_above(workspace, base) if ignore else ())]
     while waiting:
-        folder, level = waiting.pop()
+        folder, level, rules = waiting.pop()
         folders += 1
         if folders % _BREATH == 0:
             await clock.sleep(0)
@@ -132,17 +191,49 @@ async def walk(
             break
         entries = await _list(workspace, folder, base, MAX_ENTRIES - seen + 1)
         seen += len(entries)
+        if ignore:
+            rules = await _with_rules_of(workspace, folder, entries, rules)
         for entry in entries:
             parts = parts_below(base, entry.path)
+            if rules and is_ignored(rules, entry.path.split("/"), folder=entry.kind == "dir"):
+                found.ignored += 1
+                continue
             if keep(parts):
                 found.entries.append(entry)
             if entry.kind == "dir" and (depth is None or level < depth) and parts[-1] not in SKIPPED:
-                waiting.append((entry.path, level + 1))
+                waiting.append((entry.path, level + 1, rules))
         if seen > MAX_ENTRIES:
             found.stopped = f"stopped after {MAX_ENTRIES} entries"
             break
     found.entries.sort(key=lambda entry: entry.path)
     return found
+
+
+async def _rules_above(workspace: Workspace, base: str) -> tuple[Rules, ...]:
+    """Return the rules of the folders that lead to `base`, from the root on; those of `base` come with its list."""
+    names = [] if base == "." else base.split("/")
+    found: tuple[Rules, ...] = ()
+    for depth in range(len(names)):
+        found += await _rules_of(workspace, "/".join([*names[:depth], IGNORE_FILE]), depth)
+    return found
+
+
+async def _with_rules_of(
+    workspace: Workspace, folder: str, entries: Sequence[FileInfo], rules: tuple[Rules, ...]
+) -> tuple[Rules, ...]:
+    for entry in entries:
+        if entry.kind == "file" and entry.path.rsplit("/", 1)[-1] == IGNORE_FILE:
+            return rules + await _rules_of(workspace, entry.path, 0 if folder == "." else folder.count("/") + 1)
+    return rules
+
+
+async def _rules_of(workspace: Workspace, path: str, depth: int) -> tuple[Rules, ...]:
+    try:
+        data = await workspace.read(path, limit=MAX_IGNORE_BYTES)
+    except WorkspaceError:
+        return ()  # there is none, or it may not be read
+    rules = parse_ignore(data)
+    return ((depth, rules),) if rules else ()
 
 
 async def _list(workspace: Workspace, folder: str, base: str, limit: int) -> list[FileInfo]:

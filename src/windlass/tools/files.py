@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import posixpath
 from typing import Annotated, Any
 
 from msgspec import Meta, Struct
 
-from windlass.core.attachments import blob
-from windlass.core.errors import UnsupportedInputError
-from windlass.core.messages import Blob
 from windlass.core.ports import FileInfo, ToolContext, ToolResult
 from windlass.core.threads import run_in_thread
-from windlass.tools.access import Refusal, answers, not_found, parts_below, put, walk, workspace_of
-from windlass.tools.function import tool
+from windlass.tools.access import Refusal, not_found, parts_below, walk, workspace_of
+from windlass.tools.builtin import Change, Plan, builtin, changing, path_of
+from windlass.tools.cutting import fit, left_out, listed, size_of
+from windlass.tools.media import IMAGE_BYTES, PDF_BYTES, media_of
+from windlass.tools.notebook import as_notebook
+from windlass.tools.reading import check_read, note_read, shown_before
 from windlass.tools.text import decode_text, describe_lines, is_binary, replace_once
 
 __all__ = ["Edit", "edit", "list_files", "multi_edit", "read_file", "write_file"]
@@ -22,14 +22,13 @@ __all__ = ["Edit", "edit", "list_files", "multi_edit", "read_file", "write_file"
 MAX_SHOWN = 64 * 1024
 #: How far into a file read_file can look, and how large a file can be edited or replaced.
 MAX_FILE = 16 * 1024 * 1024
-#: Vendors refuse larger images.
-MAX_MEDIA = 5 * 1024 * 1024
 MAX_LISTED = 1000
+_LISTED_BYTES = 64 * 1024
 _MAX_DEPTH = 10
-_MEDIA = frozenset({"image/png", "image/jpeg", "image/gif", "image/webp", "application/pdf"})
 #: From this size on, text is worked on in a thread: the event loop goes on meanwhile.
 _LARGE = 1024 * 1024
 _ICONS = {"dir": "📁", "file": "📄", "symlink": "🔗", "other": "❔"}
+_LINES = 2000
 
 Count = Annotated[int, Meta(ge=1)]
 
@@ -42,10 +41,9 @@ class Edit(Struct, frozen=True):
     replace_all: bool = False
 
 
-@tool(annotations={"read_only": True})
-@answers
-async def read_file(ctx: ToolContext, path: str, offset: Count = 1, limit: Count = 2000) -> Any:
-    """Read a file: text, image or PDF.
+@builtin(read_only=True)
+async def read_file(ctx: ToolContext, path: str, offset: Count = 1, limit: Count = _LINES) -> Any:
+    """Read a file: text, image, PDF or notebook.
 
     Args:
         offset: First line.
@@ -53,20 +51,28 @@ async def read_file(ctx: ToolContext, path: str, offset: Count = 1, limit: Count
     """
     info = await _existing(ctx, path)
     data = await workspace_of(ctx).read(path, limit=MAX_FILE + 1)
-    part = _media(data, path)
+    if shown_before(ctx, info.path, offset, limit, data):
+        return f"Unchanged since the previous read: {path}. To see it again, ask for another range."
+    answer = await _shown(path, info.size, data, offset, limit)
+    note_read(ctx, info.path, offset, limit, data)
+    return answer
+
+
+async def _shown(path: str, size: int, data: bytes, offset: int, limit: int) -> Any:
+    part = media_of(data, path)
     if part is not None:
-        if info.size > MAX_MEDIA:
-            return f"[{part.mime_type}: {path}, {info.size} bytes: over {MAX_MEDIA}, too large to show]"
+        most = PDF_BYTES if part.modality == "document" else IMAGE_BYTES
+        if size > most:
+            return f"[{part.mime_type}: {path}, {size} bytes: over {most}, too large to show]"
         return ToolResult((part,))
     if is_binary(data):
-        return f"[Binary file: {path}, {info.size} bytes]"
+        return f"[Binary file: {path}, {size} bytes]"
     if len(data) > _LARGE:
-        return await run_in_thread(_page, data, offset, limit)
-    return _page(data, offset, limit)
+        return await run_in_thread(_page, path, data, size, offset, limit)
+    return _page(path, data, size, offset, limit)
 
 
-@tool(annotations={"destructive": True, "idempotent": True})
-@answers
+@changing(idempotent=True)
 async def write_file(ctx: ToolContext, path: str, content: str) -> Any:
     """Create or replace a whole file; folders are made."""
     data = _encoded("content", content)
@@ -74,26 +80,25 @@ async def write_file(ctx: ToolContext, path: str, content: str) -> Any:
     before = None if info is None else await _content(ctx, path, info)
     if before == data:
         return f"No change needed: {path}"
-    await put(ctx, path, data, before)
-    return f"{'Created' if before is None else 'Updated'} {path}"
+    name = path_of(path, info)
+    if before is not None:
+        check_read(ctx, name, before)
+    return Plan((Change(name, before, data),), f"{'Created' if before is None else 'Updated'} {path}")
 
 
-@tool(annotations={"destructive": True})
-@answers
+@changing()
 async def edit(ctx: ToolContext, path: str, old_string: str, new_string: str, replace_all: bool = False) -> Any:
     """Replace text in a file. old_string must match exactly once, unless replace_all."""
     return await _edit(ctx, path, [Edit(old_string, new_string, replace_all)])
 
 
-@tool(annotations={"destructive": True})
-@answers
+@changing()
 async def multi_edit(ctx: ToolContext, path: str, edits: Annotated[list[Edit], Meta(min_length=1)]) -> Any:
     """Make several edits to one file, in order; all or none."""
     return await _edit(ctx, path, edits)
 
 
-@tool(annotations={"read_only": True})
-@answers
+@builtin(read_only=True)
 async def list_files(ctx: ToolContext, path: str = ".", depth: Annotated[Count, Meta(le=_MAX_DEPTH)] = 1) -> Any:
     """List a folder."""
     workspace = workspace_of(ctx)
@@ -105,12 +110,9 @@ async def list_files(ctx: ToolContext, path: str = ".", depth: Annotated[Count, 
     found = await walk(ctx, info.path, depth=depth, keep=lambda _: True, seconds=10.0)
     if not found.entries:
         return "(empty folder)"
-    shown = sorted([_listed(info.path, entry) for entry in found.entries])[:MAX_LISTED]
-    out = [f"{icon} {name}" for name, icon in shown]
-    if found.stopped or len(found.entries) > MAX_LISTED:
-        total = f"the first {len(found.entries)}" if found.stopped else str(len(found.entries))
-        out.append(f"[{len(shown)} of {total} entries shown. List a folder below, or use glob.]")
-    return "\n".join(out)
+    lines = [f"{icon} {name}" for name, icon in sorted([_listed(info.path, entry) for entry in found.entries])]
+    text = listed(lines, _LISTED_BYTES, "entries", "List a folder below, or use glob.", most=MAX_LISTED)
+    return f"{text}\n[{found.stopped}: there may be more.]" if found.stopped else text
 
 
 async def _existing(ctx: ToolContext, path: str) -> FileInfo:
@@ -131,48 +133,34 @@ async def _content(ctx: ToolContext, path: str, info: FileInfo) -> bytes:
     return data
 
 
-def _media(data: bytes, path: str) -> Blob | None:
-    """Return an image or PDF by its first bytes, None for anything else."""
-    try:
-        kind = blob(data[:32])
-    except UnsupportedInputError:
-        return None
-    if kind.mime_type not in _MEDIA:
-        return None
-    return Blob(data, kind.mime_type, kind.modality, posixpath.basename(path))
-
-
-def _page(data: bytes, offset: int, limit: int) -> str:
-    """Return some lines of a file, and how to go on where it has more."""
+def _page(path: str, data: bytes, size: int, offset: int, limit: int) -> str:
+    """Return some lines of a file, and how to go on where it has more. Raises Refusal for broken UTF-16."""
     cut = len(data) > MAX_FILE
-    file = decode_text(data[:MAX_FILE] if not cut else data[: data.rfind(b"\n", 0, MAX_FILE) + 1 or MAX_FILE])
-    if not file.text:
+    if cut:
+        data = data[: data.rfind(b"\n", 0, MAX_FILE) + 1 or MAX_FILE]
+    text = as_notebook(path, data) or decode_text(data).text
+    if not text:
         return "(empty file)"
-    lines = file.text.replace("\r\n", "\n").split("\n")
+    lines = text.replace("\r\n", "\n").split("\n")
     if not lines[-1]:
         lines.pop()
     total = f"{len(lines)}{' or more' if cut else ''}"
     if offset > len(lines):
         return f"[offset {offset} is past the end: the file has {total} lines.]"
-    out: list[str] = []
-    room = MAX_SHOWN
-    for line in lines[offset - 1 : offset - 1 + limit]:
-        size = len(line) if line.isascii() else len(line.encode("utf-8", "surrogateescape"))
-        if size + 1 > room:
-            break
-        room -= size + 1
-        out.append(line)
-    last, note = offset + len(out) - 1, ""
-    if not out:
-        # One line alone is over the bound: only its beginning can be shown.
-        head = lines[offset - 1].encode("utf-8", "surrogateescape")[:MAX_SHOWN]
-        out, last, note = [head.decode("utf-8", "ignore")], offset, f" Line {offset} is cut after {MAX_SHOWN} bytes."
-    text = _printable("\n".join(out))
-    if last < len(lines):
-        return f"{text}\n[Lines {offset}-{last} of {total}.{note} Read on with offset={last + 1}.]"
+    shown = fit(lines[offset - 1 : offset - 1 + limit], MAX_SHOWN)
+    last = offset + len(shown.lines) - 1
+    body = _printable("\n".join(shown.lines))
+    what = f"Lines {offset}-{last} of {total}" if last > offset else f"Line {offset} of {total}"
+    if shown.clipped:
+        what += f", cut after {MAX_SHOWN} bytes"
+    left = shown.left + sum([size_of(line) + 1 for line in lines[offset - 1 + limit :]])
     if cut:
-        return f"{text}\n[Lines {offset}-{last} of {total}.{note} The rest lies beyond {MAX_FILE} bytes: use shell.]"
-    return text if offset == 1 and not note else f"{text}\n[Lines {offset}-{last} of {total}.{note}]"
+        left += size - len(data)
+    if last < len(lines):
+        return f"{body}\n{left_out(what, left, f'Read on with offset={last + 1}.')}"
+    if left:
+        return f"{body}\n{left_out(what, left, f'No more than {MAX_FILE} bytes can be read here: use shell.')}"
+    return body if offset == 1 else f"{body}\n[{what}.]"
 
 
 def _printable(text: str) -> str:
@@ -187,8 +175,10 @@ def _encoded(name: str, text: str) -> bytes:
         raise Refusal(f"{name} holds a lone surrogate at {error.start}: UTF-8 cannot carry it.") from None
 
 
-async def _edit(ctx: ToolContext, path: str, edits: list[Edit]) -> str:
-    before = await _content(ctx, path, await _existing(ctx, path))
+async def _edit(ctx: ToolContext, path: str, edits: list[Edit]) -> Plan:
+    info = await _existing(ctx, path)
+    before = await _content(ctx, path, info)
+    check_read(ctx, info.path, before)
     if is_binary(before):
         raise Refusal(f"[Binary file: {path}, {len(before)} bytes] It cannot be edited as text.")
     if len(before) > _LARGE:
@@ -198,8 +188,7 @@ async def _edit(ctx: ToolContext, path: str, edits: list[Edit]) -> str:
     if after == before:
         raise Refusal("No change: the edits undo each other.")
     # Between two reads of one file another call may have changed it: the write compares before it replaces.
-    await put(ctx, path, after, before)
-    return f"Updated {path}: {done}"
+    return Plan((Change(info.path, before, after),), f"Updated {path}: {done}")
 
 
 def _apply(data: bytes, edits: list[Edit], path: str) -> tuple[bytes, str]:

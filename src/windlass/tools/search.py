@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
+import fnmatch
 import posixpath
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -12,12 +14,16 @@ from msgspec import Meta, Struct
 from windlass.core import clock
 from windlass.core.errors import WorkspaceError
 from windlass.core.patterns import Pattern, PatternError, compile_pattern
-from windlass.core.ports import FileInfo, ToolContext, ToolResult
+from windlass.core.ports import FileInfo, ToolContext, ToolResult, Workspace
 from windlass.core.request import ToolAnnotations, ToolSpec
-from windlass.core.schema import compile_schema
 from windlass.core.threads import run_in_thread
+from windlass.tools import rg
 from windlass.tools.access import Refusal, Walk, answers, not_found, walk, workspace_of
-from windlass.tools.function import SpecTool, tool
+from windlass.tools.aliases import arguments_of
+from windlass.tools.builtin import builtin
+from windlass.tools.cutting import left_out, listed, size_of
+from windlass.tools.filetypes import FILE_TYPES
+from windlass.tools.function import SpecTool
 from windlass.tools.globs import Glob, NameFilter, parse_glob
 from windlass.tools.text import is_binary
 
@@ -39,8 +45,7 @@ _BREATH = 16
 _LARGE = 1024 * 1024
 
 
-@tool(annotations={"read_only": True})
-@answers
+@builtin(read_only=True)
 async def glob(
     ctx: ToolContext,
     pattern: str,
@@ -70,11 +75,8 @@ async def glob(
     entries = sorted(found.values(), key=lambda entry: entry.path)
     if sort == "mtime":
         entries.sort(key=lambda entry: -entry.mtime_ns)
-    out = [entry.path for entry in entries[:limit]]
-    if stopped or len(entries) > limit:
-        total = f"{len(entries)} found, {stopped}" if stopped else f"{len(entries)}"
-        out.append(f"[{len(out)} of {total}. Narrow the pattern.]")
-    return "\n".join(out)
+    text = listed([entry.path for entry in entries], MAX_SHOWN, "names", "Narrow the pattern.", most=limit)
+    return f"{text}\n[{stopped}: there may be more.]" if stopped else text
 
 
 async def _below(ctx: ToolContext, folder: str, globs: list[Glob]) -> Walk:
@@ -107,6 +109,7 @@ class _Query(Struct, rename={"ignore_case": "-i", "numbers": "-n", "after": "-A"
     multiline: bool = False
     head_limit: Annotated[int, Meta(ge=0)] = _HEAD_LIMIT
     offset: Annotated[int, Meta(ge=0)] = 0
+    type: str | None = None
 
 
 _FLAG = {"type": "boolean"}
@@ -115,6 +118,7 @@ _PROPERTIES: dict[str, Any] = {
     "pattern": {"type": "string", "description": "Regular expression (RE2)"},
     "path": {"type": "string", "description": "File or folder"},
     "glob": {"type": "string", "description": "Files to search, e.g. *.py"},
+    "type": {"type": "string", "description": "Kind of file, e.g. py"},
     "output_mode": {
         "type": "string",
         "enum": ["content", "files_with_matches", "count"],
@@ -129,32 +133,38 @@ _PROPERTIES: dict[str, Any] = {
     "head_limit": {**_COUNT, "default": _HEAD_LIMIT},
     "offset": _COUNT,
 }
-#: Names that programs and models use instead, taken without being advertised.
-_ALIASES = {
-    "i": "-i",
-    "ignore_case": "-i",
-    "case_insensitive": "-i",
-    "n": "-n",
-    "line_numbers": "-n",
-    "A": "-A",
-    "after_context": "-A",
-    "B": "-B",
-    "before_context": "-B",
-    "C": "-C",
-    "context": "-C",
-}
 _SCHEMA: dict[str, Any] = {"type": "object", "properties": _PROPERTIES, "required": ["pattern"]}
-_closed = compile_schema({**_SCHEMA, "additionalProperties": False})
+#: Other names of the arguments are taken without being advertised; a name that is none is refused all the same.
+_closed = arguments_of("grep", {**_SCHEMA, "additionalProperties": False})
+
+
+class GrepTool(SpecTool):
+    """A search whose arguments may have ripgrep's names or words for them."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            ToolSpec("grep", "Search file contents.", _SCHEMA, annotations=ToolAnnotations(read_only=True)), _grep
+        )
+        self.validator = arguments_of("grep", _SCHEMA)
 
 
 @answers
 async def _grep(args: dict[str, Any], ctx: ToolContext) -> Any:
-    checked = _closed.check({_ALIASES.get(name, name): value for name, value in args.items()})
+    checked = _closed.check(args)
     if checked.error is not None:
         return ToolResult(f"Validation error: {checked.error}", status="error")
     search = _Search(_query(checked.args))
     stopped = await search.run(ctx)
     return search.report(stopped)
+
+
+def has_re2() -> bool:
+    """Tell whether more than literal text can be matched here."""
+    try:
+        compile_pattern("a|b", multiline=True)
+    except PatternError:
+        return False
+    return True
 
 
 def _query(args: dict[str, Any]) -> _Query:
@@ -167,15 +177,7 @@ def _query(args: dict[str, Any]) -> _Query:
 
 
 #: What grep offers to a model.
-grep = SpecTool(
-    ToolSpec(
-        "grep",
-        "Search file contents.",
-        _SCHEMA,
-        annotations=ToolAnnotations(read_only=True),
-    ),
-    _grep,
-)
+grep = GrepTool()
 
 
 class _Search:
@@ -184,12 +186,15 @@ class _Search:
     def __init__(self, query: _Query) -> None:
         self.query = query
         self.out: list[str] = []
-        self.large = 0
+        self.large = self.ignored = 0
         self._seen = 0  # lines of the answer, those before `offset` included
         self._size = 0
         self._full = ""
+        self.pattern: Pattern | None = None
+        #: What ripgrep found, by file, where we cannot match the pattern ourselves.
+        self.places: dict[str, list[tuple[int, int]]] = {}
         try:
-            self.pattern: Pattern = compile_pattern(
+            self.pattern = compile_pattern(
                 query.pattern,
                 ignore_case=query.ignore_case,
                 multiline=True,
@@ -197,24 +202,24 @@ class _Search:
                 within_lines=not query.multiline,
             )
         except PatternError as error:
-            raise Refusal(f"The pattern cannot be used: {error}.") from None
+            self.why = f"The pattern cannot be used: {error}."
+            if has_re2():
+                raise Refusal(self.why) from None
 
     async def run(self, ctx: ToolContext) -> str:
         """Search, and return why the search stopped early, if it did."""
+        workspace, end = workspace_of(ctx), clock.monotonic() + SEARCH_SECONDS
         files, stopped = await self._files(ctx)
-        end = clock.monotonic() + SEARCH_SECONDS
+        files = await self._sieved(workspace, files, end)
         total = 0
         for number, (path, size) in enumerate(files):
             if number % _BREATH == 0:
                 await clock.sleep(0)
             if number >= MAX_FILES or total > MAX_TOTAL_BYTES or clock.monotonic() > end:
                 return f"stopped after {number} files"
-            if size > MAX_FILE_BYTES:
-                self.large += 1
-                continue
             total += size
             try:
-                data = await workspace_of(ctx).read(path, limit=MAX_FILE_BYTES)
+                data = await workspace.read(path, limit=MAX_FILE_BYTES)
             except WorkspaceError:
                 if len(files) == 1:
                     raise
@@ -228,19 +233,77 @@ class _Search:
 
     async def _files(self, ctx: ToolContext) -> tuple[list[tuple[str, int]], str]:
         workspace, query = workspace_of(ctx), self.query
-        keeps = NameFilter(query.glob).keeps if query.glob else None
         info = await workspace.stat(query.path)
         if info is None:
             raise await not_found(ctx, query.path, "Path")
         if info.kind != "dir":
-            return [(info.path, info.size)], ""
-        found = await walk(ctx, info.path, depth=None, keep=keeps or (lambda _: True), seconds=SEARCH_SECONDS)
-        return [(entry.path, entry.size) for entry in found.entries if entry.kind == "file"], found.stopped
+            self.large = int(info.size > MAX_FILE_BYTES)
+            return ([] if self.large else [(info.path, info.size)]), ""
+        keeps = self._filters()
+        found = await walk(
+            ctx,
+            info.path,
+            depth=None,
+            keep=lambda parts: all(keep(parts) for keep in keeps),
+            seconds=SEARCH_SECONDS,
+            ignore=True,
+        )
+        self.ignored = found.ignored
+        files = [(entry.path, entry.size) for entry in found.entries if entry.kind == "file"]
+        small = [each for each in files if each[1] <= MAX_FILE_BYTES]
+        self.large = len(files) - len(small)
+        return small, found.stopped
+
+    def _filters(self) -> list[Callable[[Sequence[str]], bool]]:
+        query, out = self.query, list[Callable[[Sequence[str]], bool]]()
+        if query.glob:
+            out.append(NameFilter(query.glob).keeps)
+        if query.type:
+            if query.type not in FILE_TYPES:
+                near = difflib.get_close_matches(query.type, FILE_TYPES, n=1)
+                hint = f" Did you mean {near[0]}?" if near else " Use glob instead."
+                raise Refusal(f"Unknown type: {query.type}.{hint}")
+            patterns = FILE_TYPES[query.type]
+            out.append(lambda parts: any(fnmatch.fnmatchcase(parts[-1], pattern) for pattern in patterns))
+        return out
+
+    async def _sieved(self, workspace: Workspace, files: list[tuple[str, int]], end: float) -> list[tuple[str, int]]:
+        """Return the files that ripgrep finds something in, or all of them where it cannot tell.
+
+        Raises Refusal where neither of us can match the pattern.
+        """
+        if self.pattern is None:
+            return await self._matched(workspace, files, end)
+        if len(files) < rg.LEAST_FILES or self.query.multiline:
+            return files
+        names = [path for path, _ in files]
+        left = max(end - clock.monotonic(), 0.1)
+        found = await rg.candidates(
+            workspace, self.query.pattern, names, ignore_case=self.query.ignore_case, seconds=left
+        )
+        return files if found is None else [each for each in files if each[0] in found]
+
+    async def _matched(self, workspace: Workspace, files: list[tuple[str, int]], end: float) -> list[tuple[str, int]]:
+        if rg.program_for(workspace) is None:
+            raise Refusal(self.why)
+        found = await rg.matches(
+            workspace,
+            self.query.pattern,
+            [path for path, _ in files],
+            ignore_case=self.query.ignore_case,
+            multiline=self.query.multiline,
+            seconds=max(end - clock.monotonic(), 0.1),
+        )
+        if isinstance(found, str):
+            raise Refusal(f"The pattern cannot be used: {found}.")
+        self.places = found
+        return [each for each in files if each[0] in found]
 
     def _search(self, path: str, data: bytes) -> list[str]:
         """Return the lines of the answer that one file gives."""
         text = data.replace(b"\r\n", b"\n") if b"\r\n" in data else data
-        spans = list(_spans(self.pattern, text, whole=self.query.multiline))
+        pattern = self.pattern or rg.Spans(rg.without_cr(data, self.places.get(path, [])))
+        spans = list(_spans(pattern, text, whole=self.query.multiline))
         if not spans:
             return []
         if self.query.output_mode == "files_with_matches":
@@ -281,9 +344,10 @@ class _Search:
             self._seen += 1
             if self._seen <= query.offset:
                 continue
-            size = len(line.encode()) + 1
+            size = size_of(line) + 1
             if (query.head_limit and len(self.out) >= query.head_limit) or self._size + size > MAX_SHOWN:
-                self._full = f"[More follows. Go on with offset={query.offset + len(self.out)}.]"
+                shown = len(self.out)
+                self._full = left_out(f"{shown} lines; more follow", 0, f"Go on with offset={query.offset + shown}.")
                 return False
             self._size += size
             self.out.append(line)
@@ -299,6 +363,8 @@ class _Search:
         notes = [stopped] if stopped else []
         if self.large:
             notes.append(f"{self.large} files over {MAX_FILE_BYTES} bytes were skipped")
+        if self.ignored and not self._seen:
+            notes.append(f"what .gitignore names was not searched: {self.ignored} entries")
         if notes:
             out.append(f"[{'; '.join(notes)}]")
         return "\n".join(out)

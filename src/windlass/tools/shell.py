@@ -10,6 +10,8 @@ from windlass.core.ports import ExecResult, ToolContext, ToolResult
 from windlass.core.request import ToolAnnotations, ToolSpec
 from windlass.core.text import strip_escapes
 from windlass.tools.access import workspace_of
+from windlass.tools.aliases import arguments_of
+from windlass.tools.cutting import ends
 
 __all__ = ["ShellTool", "shell"]
 
@@ -52,6 +54,7 @@ class ShellTool:
             },
             annotations=ToolAnnotations(read_only=False, destructive=True, open_world=True),
         )
+        self.validator = arguments_of("shell", self.spec.input_schema)
 
     def __repr__(self) -> str:
         return "<tool shell>"
@@ -79,9 +82,9 @@ class ShellTool:
 def _told(result: ExecResult, seconds: float) -> str | ToolResult:
     """Return what the model reads: why it ended, if not well, then the output."""
     text = strip_escapes(result.output.decode("utf-8", "replace")).rstrip("\n")
-    if result.total_bytes > len(result.output):
-        where = f"; all of it is in {result.spool}" if result.spool is not None else ""
-        text += f"\n[{result.total_bytes} bytes in all{where}]"
+    # The workspace has cut it already, by the same rule: it alone saw all of it.
+    total = result.total_bytes if result.total_bytes > len(result.output) else 0
+    text = ends(text, 0, total=total, where=result.spool or "")
     if result.killed is None:
         if result.exit_code == 0:
             return text if text.strip() else "(no output)"

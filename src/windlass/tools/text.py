@@ -10,7 +10,7 @@ from msgspec import Struct
 
 from windlass.tools.access import Refusal
 
-__all__ = ["FileText", "decode_text", "describe_lines", "is_binary", "replace_once"]
+__all__ = ["FileText", "decode_text", "describe_lines", "is_binary", "line_end", "nearest", "replace_once"]
 
 _HEAD = 8192
 _MARKS = (
@@ -72,7 +72,7 @@ def replace_once(text: str, old: str, new: str, *, every: bool, path: str) -> tu
     view = text if plain else text.replace("\r\n", "\n")
     found = _find(view, old, overlapping=not every)
     if not found:
-        raise Refusal(f"old_string not found in {path}.{_nearest(view, old)}")
+        raise Refusal(f"old_string not found in {path}.{nearest(view, old)}")
     lines = _line_numbers(view, found)
     if every and len(found) > _MAX_REPLACED:
         raise Refusal(f"old_string has more than {_MAX_REPLACED} matches in {path}. Take a longer one.")
@@ -141,22 +141,22 @@ def _splice(text: str, spans: list[tuple[int, int]], new: str, *, plain: bool) -
         if plain:
             out.append(new)
         else:
-            style = _line_end(text[start:end])
+            style = line_end(text[start:end])
             if style is None:
-                style = whole = whole or _line_end(text) or "\n"
+                style = whole = whole or line_end(text) or "\n"
             out.append(new.replace("\r\n", "\n").replace("\n", style))
         last = end
     out.append(text[last:])
     return "".join(out)
 
 
-def _line_end(text: str) -> str | None:
+def line_end(text: str) -> str | None:
     """Return the line end that a text mostly has, None when it has none."""
     all_ends, crlf = text.count("\n"), text.count("\r\n")
     return None if not all_ends else "\r\n" if 2 * crlf >= all_ends else "\n"
 
 
-def _nearest(text: str, old: str) -> str:
+def nearest(text: str, old: str) -> str:
     """Return a preview of the place that looks most like `old`, at a bounded cost; empty when nothing does."""
     wanted = [line for line in old.split("\n") if line.strip()]
     if not wanted:
