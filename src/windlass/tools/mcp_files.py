@@ -1,0 +1,85 @@
+"""Small private files in the data folder: approved definitions and tokens, one file per server."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from windlass.core import clock, json
+from windlass.core.errors import ConfigError
+
+__all__ = ["PrivateFiles"]
+
+_MAX = 8 << 20
+_OTHER = re.compile(r"[^a-zA-Z0-9_-]+")
+
+
+class PrivateFiles:
+    """JSON objects by (name, identity) in a folder of mode 0700, each in a file of mode 0600, replaced whole.
+
+    Reading a broken file raises ConfigError that names it; a missing one is an empty object.
+    """
+
+    __slots__ = ("folder",)
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+
+    def path(self, name: str, identity: str) -> Path:
+        """Return the file of one server."""
+        digest = hashlib.sha256(f"{name}\0{identity}".encode("utf-8", "surrogatepass")).hexdigest()[:16]
+        return self.folder / f"{_OTHER.sub('_', name)[:40]}-{digest}.json"
+
+    def read(self, name: str, identity: str) -> dict[str, Any]:
+        """Return what is kept."""
+        path = self.path(name, identity)
+        try:
+            with path.open("rb") as file:
+                raw = file.read(_MAX)
+        except FileNotFoundError:
+            return {}
+        except OSError as error:
+            raise ConfigError(f"Cannot read {path}: {error.strerror}.") from error
+        try:
+            found = json.loads(raw)
+        except (ValueError, RecursionError) as error:
+            raise ConfigError(f"{path} is broken: {error}.", hint="Remove it and approve or log in again.") from None
+        if not isinstance(found, dict):
+            raise ConfigError(f"{path} holds no object.", hint="Remove it and approve or log in again.")
+        return found
+
+    def write(self, name: str, identity: str, data: dict[str, Any]) -> None:
+        """Keep `data`, durably. Raises ConfigError."""
+        path = self.path(name, identity)
+        temp = path.with_name(f".{path.name}.{clock.new_id()}")
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            fd = os.open(temp, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0), 0o600)
+            try:
+                with open(fd, "wb") as file:
+                    file.write(json.dumps(data))
+                    file.flush()
+                    os.fsync(file.fileno())
+                temp.replace(path)
+            except BaseException:
+                with contextlib.suppress(OSError):
+                    temp.unlink()
+                raise
+        except OSError as error:
+            raise ConfigError(f"Cannot write {path}: {error.strerror}.") from error
+
+    def forget(self, name: str, identity: str) -> bool:
+        """Remove what is kept; False when there was nothing."""
+        try:
+            self.path(name, identity).unlink()
+        except FileNotFoundError:
+            return False
+        return True
+
+    def __iter__(self) -> Iterator[Path]:
+        return iter(sorted(self.folder.glob("*.json"))) if self.folder.is_dir() else iter(())
