@@ -6,9 +6,10 @@ import errno
 import hashlib
 import importlib
 import os
+import shlex
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from math import inf
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from windlass.core.errors import WorkspaceError
 from windlass.core.text import visible
 from windlass.workspaces.environ import find_program
 
-__all__ = ["Limits", "lock_number", "spawn"]
+__all__ = ["Confiner", "Limits", "lock_number", "spawn", "ulimits"]
 
 #: The rlimits we have ourselves; Windows has none.
 _resource = importlib.import_module("resource") if sys.platform != "win32" else None
@@ -52,6 +53,29 @@ class Limits(Struct, frozen=True, omit_defaults=True):
                 raise WorkspaceError(f"The limit {name} is {value}, it counts from 1.", hint="None leaves it out.")
 
 
+def _directly(start: Callable[[], subprocess.Popen[bytes]]) -> subprocess.Popen[bytes]:
+    return start()
+
+
+class Confiner(Struct, frozen=True):
+    """Say how a command is started under confinement.
+
+    `words` come before the command's own; `stdin9` is a file that their program reads from descriptor 9; `start` calls
+    what starts the process, where it is the calling thread that must be confined. `namespace` says that the process
+    started is the outside of a PID namespace, with which everything in it dies.
+    """
+
+    words: tuple[str, ...] = ()
+    stdin9: str | None = None
+    start: Callable[[Callable[[], subprocess.Popen[bytes]]], subprocess.Popen[bytes]] = _directly
+    namespace: bool = False
+
+    def line(self, prelude: str = "") -> str:
+        """Return the `sh -c` text that does `prelude` (ending in `;`, or empty) and becomes its arguments."""
+        opened = f" 9<{shlex.quote(self.stdin9)}" if self.stdin9 else ""
+        return f'{prelude} exec "$@"{opened}'.lstrip()
+
+
 #: errno -> what happened, what to do next.
 _WORDS: dict[int, tuple[str, str]] = {
     errno.ENOENT: ("was not found", "Check its name, or install it."),
@@ -71,7 +95,14 @@ _SHELL_PATH = os.pathsep.join(("/bin", "/usr/bin", "/usr/local/bin", "/run/curre
 
 
 def spawn(
-    command: str | Sequence[str], *, cwd: str, env: Mapping[str, str], output: int, limits: Limits, number: int
+    command: str | Sequence[str],
+    *,
+    cwd: str,
+    env: Mapping[str, str],
+    output: int,
+    limits: Limits,
+    number: int,
+    confiner: Confiner | None = None,
 ) -> subprocess.Popen[bytes]:
     """Start `command` with stdin at its end, both outputs into the descriptor `output`, as leader of a new session.
 
@@ -83,9 +114,12 @@ def spawn(
     if not Path(cwd).is_dir():
         raise _no_folder(cwd)
     shown = _shown(command)
-    try:
+    confiner = confiner or Confiner()
+    words = _words(command, cwd, env, confiner, f"{ulimits(limits)} {_lock_words(number)}")
+
+    def start() -> subprocess.Popen[bytes]:
         return subprocess.Popen(
-            _words(command, cwd, env, f"{_ulimits(limits)} {_lock_words(number)}"),
+            words,
             cwd=cwd,
             env=env,
             stdin=subprocess.DEVNULL,
@@ -96,13 +130,18 @@ def spawn(
             creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0)
             | getattr(subprocess, "CREATE_NO_WINDOW", 0),
         )
+
+    try:
+        return confiner.start(start)
     except OSError as error:
         raise (_no_folder(cwd) if error.filename == cwd else _explain(error, shown, cwd)) from error
     except ValueError as error:  # a NUL, or a character the system's encoding does not have
         raise WorkspaceError(f"The command {shown} cannot be run: {error}.", hint="Remove that character.") from error
 
 
-def _words(command: str | Sequence[str], cwd: str, env: Mapping[str, str], ulimits: str) -> list[str] | str:
+def _words(
+    command: str | Sequence[str], cwd: str, env: Mapping[str, str], confiner: Confiner, prelude: str
+) -> list[str] | str:
     if os.name == "nt":
         return _windows_line(command)
     if isinstance(command, str):
@@ -113,7 +152,9 @@ def _words(command: str | Sequence[str], cwd: str, env: Mapping[str, str], ulimi
     # `ulimit` in a shell that then becomes the command: nothing of it runs before its limits hold, as it could before
     # a prlimit() from here, and no code of ours runs between fork and exec.
     launcher = find_program(("sh",), _SHELL_PATH, cwd)
-    return [launcher, "-c", f'{ulimits} exec "$@"', "sh", *words] if launcher else words
+    if launcher is None and confiner.words:
+        raise WorkspaceError("There is no sh to start the sandbox with.", hint="Install one in /bin.")
+    return [launcher, "-c", confiner.line(prelude), "sh", *confiner.words, *words] if launcher else words
 
 
 def _program(name: str, cwd: str, env: Mapping[str, str]) -> str:
@@ -144,7 +185,7 @@ def _windows_line(command: str | Sequence[str]) -> str:
     return f'"{cmd}" /d /s /c "{command}"'
 
 
-def _ulimits(limits: Limits) -> str:
+def ulimits(limits: Limits) -> str:
     """Return the shell words that set `limits`; what is stricter already stays as it is.
 
     Units are those of POSIX `ulimit` and of its common extensions in dash, bash and busybox: -f counts 512 bytes, -d

@@ -19,7 +19,8 @@ class MemoryWorkspace:
     """Keep files in memory, under the same path rules as on disk.
 
     `files` maps paths to text or bytes; it is copied. `max_bytes` (default 64 MiB) bounds all contents and names
-    together. Raises WorkspaceError or PathEscape for a bad path, a path given twice, or too much.
+    together. The ledger of a session that works here keeps the files: a fresh one gets them back with the history.
+    Raises WorkspaceError or PathEscape for a bad path, a path given twice, or too much.
     """
 
     def __init__(self, files: Mapping[str, str | bytes] | None = None, *, max_bytes: int = 64 * 1024 * 1024) -> None:
@@ -62,6 +63,31 @@ class MemoryWorkspace:
     def deleted(self) -> list[str]:
         """The paths that were there at the start and are gone, sorted."""
         return sorted(self._before.keys() - self._files.keys())
+
+    def snapshot(self) -> dict[str, bytes]:
+        """Return all files as bytes."""
+        return {path: data for path, (data, _) in self._files.items()}
+
+    def restore(self, files: Mapping[str, bytes], start: Mapping[str, bytes]) -> None:
+        """Replace all files: what a session's ledger brings back. `changed` and `deleted` compare with `start` then.
+
+        Raises WorkspaceError when something else was done here already: then it is another conversation's.
+        """
+        now = self.snapshot()
+        if now == dict(files):
+            self._before = dict(start)
+            return
+        if now != self._before:
+            raise WorkspaceError(
+                "This virtual workspace holds another conversation's changes.",
+                hint="Give each session its own: Session(…, workspace=MemoryWorkspace()).",
+            )
+        made = MemoryWorkspace(files, max_bytes=self._max_bytes)
+        self._files, self._folders, self._size, self._before = made._files, made._folders, made._size, dict(start)
+
+    def blank(self) -> MemoryWorkspace:
+        """Return an empty one with the same bound."""
+        return MemoryWorkspace(max_bytes=self._max_bytes)
 
     async def read(self, path: str, *, limit: int | None = None) -> bytes:
         """Return the content, or its first `limit` bytes."""

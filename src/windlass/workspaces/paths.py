@@ -15,7 +15,7 @@ from collections.abc import Sequence
 
 from windlass.core.errors import PathEscape, WorkspaceError
 
-__all__ = ["MAX_NAME", "MAX_PATH", "clean", "is_protected", "shown"]
+__all__ = ["ACTING_NAMES", "MAX_NAME", "MAX_PATH", "clean", "is_protected", "shown"]
 
 #: Bytes of one name and of a whole path that Linux takes (NAME_MAX, and PATH_MAX with its NUL).
 MAX_NAME = 255
@@ -155,6 +155,13 @@ _FILES: dict[str, str] = {
 _SUFFIXES: dict[str, str] = {".code-workspace": _EDITOR, ".pth": _PYTHON}
 
 
+#: Protected names that act, in any folder, on whoever opens or enters it, as they are usually written.
+ACTING_NAMES = (
+    *(".git", ".windlass", ".agents", ".claude", ".codex", ".cursor", ".vscode", ".idea", ".husky", ".devcontainer"),
+    *("AGENTS.md", "CLAUDE.md", "GEMINI.md", ".mcp.json", ".envrc", "windlass.toml"),
+)
+
+
 def is_protected(path: str) -> str | None:
     """Return why a write to `path` needs a person's yes even where edits are allowed, or None.
 
@@ -188,6 +195,9 @@ def is_protected(path: str) -> str | None:
 
 def _folded(name: str) -> str:
     # NTFS keeps an 8.3 alias (GIT~1) and opens streams by a colon (.git::$INDEX_ALLOCATION).
+    if name.isascii():  # the same as below, ten times faster: whole folders are asked about around each command
+        folded = name.lower().split(":", 1)[0].rstrip(". ")
+        return ".git" if len(folded) == 5 and folded.startswith("git~") and folded[4].isdigit() else folded
     visible = "".join(char for char in unicodedata.normalize("NFKC", name) if unicodedata.category(char) != "Cf")
     folded = unicodedata.normalize("NFKC", visible.casefold()).split(":", 1)[0].rstrip(". ")
     return ".git" if re.fullmatch(r"git~[0-9]", folded) else folded

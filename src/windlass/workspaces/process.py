@@ -15,7 +15,7 @@ from windlass.core.errors import WorkspaceError
 from windlass.core.ports import ExecResult
 from windlass.workspaces.capture import Capture, Live
 from windlass.workspaces.environ import clean_env
-from windlass.workspaces.launch import Limits, lock_number, spawn
+from windlass.workspaces.launch import Confiner, Limits, lock_number, spawn
 from windlass.workspaces.reap import GRACE, MARK, Tree, become_subreaper, end_tree, memory_of, tree_of
 
 __all__ = ["Limits", "become_subreaper", "clean_env", "run_command"]
@@ -38,6 +38,7 @@ async def run_command(
     env: Mapping[str, str] | None = None,
     on_output: Callable[[bytes], None] | None = None,
     limits: Limits | None = None,
+    confiner: Confiner | None = None,
     spool_dir: str | None = None,
     spool_limit: int = 64 * 1024 * 1024,
 ) -> ExecResult:
@@ -59,6 +60,9 @@ async def run_command(
     `exit_code` is 128 + N when signal N ended the command. It is None when we ended it, and `killed` says why:
     timeout, or the limit that was hit (output, cpu, file_size, memory, processes).
 
+    `confiner` puts the command into a sandbox. There the grace of background processes that outlive the command falls
+    away: they end with its PID namespace.
+
     Raises WorkspaceError when nothing could be started: no such folder or program, a command too long, no descriptors,
     memory or processes left.
     """
@@ -77,13 +81,15 @@ async def run_command(
             f"No pipe for the command: {error.strerror}.", hint="Try again when less is open."
         ) from error
     try:
-        process = spawn(command, cwd=cwd, env=environ, output=child_output, limits=limits, number=number)
+        process = spawn(
+            command, cwd=cwd, env=environ, output=child_output, limits=limits, number=number, confiner=confiner
+        )
     except BaseException:
         os.close(output)
         raise
     finally:
         os.close(child_output)
-    tree = tree_of(process, call_id, number)
+    tree = tree_of(process, call_id, number, namespace=confiner is not None and confiner.namespace)
     running = _Running(process, tree, output, capture, Live(on_output) if on_output else None, limits)
     return await running.finish(timeout)
 
@@ -127,7 +133,8 @@ class _Running:
             self._watch_exit()
             self._watch_output()
             if self._limits.memory_bytes or self._limits.processes:
-                self._look_at_limits()
+                # Not at once: a look costs some milliseconds, and most commands end before the first.
+                self._timer = self._loop.call_later(LOOK, self._look_at_limits)
             killed = await self._wait(timeout)
             if not killed:
                 await self._drain()

@@ -16,6 +16,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from typing import NamedTuple, Protocol
 
 from windlass.core import clock
@@ -24,6 +25,7 @@ __all__ = [
     "MARK",
     "GroupTree",
     "Member",
+    "NamespaceTree",
     "ProcTree",
     "Tree",
     "WindowsTree",
@@ -46,6 +48,9 @@ _ENVIRON_BYTES = 1 << 18
 #: More than any machine forks, and how many numbers are cheaper to try than to list /proc.
 _FORKS_PER_SECOND = 200_000
 _FEW = 256
+#: How often, and every how many seconds, a namespace that is coming down is looked at: a look at all of /proc takes as
+#: long as all of these.
+_BRIEF_LOOKS, _BRIEF = 10, 0.0002
 _PAGE_BYTES = mmap.PAGESIZE
 
 
@@ -193,6 +198,36 @@ class ProcTree:
         return verdict
 
 
+class NamespaceTree(ProcTree):
+    """The tree of a process that holds a PID namespace: when it ends, the kernel ends all the others."""
+
+    def living(self) -> list[Member]:
+        """Return the members that still run; once the holder has ended, wait up to 2 ms for the kernel to be done."""
+        root = _read_stat(self._pid)
+        for _ in range(_BRIEF_LOOKS):
+            newest = _newest_pid()
+            if root is None or root.state != "Z" or not self._pid <= newest <= self._pid + _FEW:
+                break
+            found = [member for pid in range(self._pid + 1, newest + 1) if (member := _read_stat(pid))]
+            ours = [member for member in found if self._is_ours(member)]
+            for member in ours:
+                if member.state in "ZX" and member.parent == os.getpid():
+                    _reap(member.pid)
+            if all(member.state in "ZX" for member in ours):
+                return []
+            time.sleep(_BRIEF)
+        return super().living()
+
+    def send(self, members: list[Member], signum: signal.Signals, /) -> None:
+        """Signal the members; the holder only to kill, for without it nobody inside would have its grace."""
+        if signum == signal.SIGKILL:
+            super().send(members, signum)
+            return
+        for member in members:
+            if member.pid != self._pid:
+                _signal_one(member, signum)
+
+
 class GroupTree:
     """A process group, for POSIX systems without /proc (macOS): what left the group is not seen."""
 
@@ -235,10 +270,15 @@ class WindowsTree:
             )
 
 
-def tree_of(process: subprocess.Popen[bytes], mark: str, number: int) -> Tree:
-    """Return the tree of a process that was just started with these marks, in the best way this platform has."""
+def tree_of(process: subprocess.Popen[bytes], mark: str, number: int, *, namespace: bool = False) -> Tree:
+    """Return the tree of a process that was just started with these marks, in the best way this platform has.
+
+    `namespace` says that the process is the outside of a PID namespace.
+    """
     if os.name == "nt":
         return WindowsTree(process)
+    if namespace and _has_proc():
+        return NamespaceTree(process.pid, mark, number)
     return ProcTree(process.pid, mark, number) if _has_proc() else GroupTree(process)
 
 

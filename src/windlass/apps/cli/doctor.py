@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import aclosing
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 from msgspec.structs import asdict
@@ -21,6 +22,7 @@ from windlass.core.config_files import config_home, data_home, default_files
 from windlass.core.errors import WindlassError
 from windlass.local.embedded import embedded_model
 from windlass.providers.vendors import VENDORS
+from windlass.workspaces.sandbox import sandbox_level
 
 __all__ = ["main", "parser"]
 
@@ -93,6 +95,7 @@ def _checks(config: Config) -> Iterator[Finding]:
         yield extra, True, ("installed" if found else "not installed") + hint
     yield _model()
     yield _workspace()
+    yield _sandbox()
     yield "sqlite", sqlite3.sqlite_version_info >= (3, 35), sqlite3.sqlite_version
     yield _store(config)
 
@@ -111,7 +114,17 @@ def _workspace() -> Finding:
         space = registry.make("workspaces", "local:.")
     except WindlassError as error:
         return "workspace", False, str(error)
-    return "workspace", True, f"file access confined by {getattr(space, 'confinement', 'path rules')}; no sandbox yet"
+    return "workspace", True, f"file access confined by {getattr(space, 'confinement', 'path rules')}"
+
+
+def _sandbox() -> Finding:
+    try:
+        level, program, reasons = sandbox_level(outside=str(Path.cwd()))
+    except WindlassError as error:
+        return "sandbox", sys.platform != "linux", str(error)
+    if level == "bubblewrap":
+        return "sandbox", True, f"commands are confined by bubblewrap ({program})"
+    return "sandbox", True, f"commands are confined by {level}, which is weaker ({'; '.join(reasons)})"
 
 
 def _store(config: Config) -> Finding:
