@@ -49,6 +49,10 @@ _NEVER = {
     "POST /v1/embeddings", "GET /v1/responses/{response}",
     "DELETE /v1/responses/{response}", "GET /v1/responses/{response}/input_items", "DELETE /v1/keys/{key}",
     "POST /v1/keys/{key}/rotate", "GET /v1/sessions/{session}", "DELETE /v1/sessions/{session}",
+    "POST /windlass/v1/store/blobs/put",
+    *[f"{method} /windlass/v1/workspaces/{{workspace}}{what}" for method, what in (
+        ("DELETE", ""), ("POST", "/files/read"), ("POST", "/files/write"), ("POST", "/files/delete"),
+        ("POST", "/files/stat"), ("POST", "/files/list"), ("POST", "/exec"))],
 }  # fmt: skip
 
 
@@ -179,7 +183,10 @@ def _ask(up: InProcess, operation: Any, mode: GenerationMode) -> Counter[int]:
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", [GenerationMode.POSITIVE, GenerationMode.NEGATIVE], ids=["fits", "does-not-fit"])
 async def test_schemathesis_finds_no_5xx_and_no_lie(gateway: StartGateway, mode: GenerationMode) -> None:
-    up = await gateway(routes={"here": "echo:x"}, environ={"OLLAMA_BASE_URL": "http://127.0.0.1:9"})
+    up = await gateway(
+        routes={"here": "echo:x"}, environ={"OLLAMA_BASE_URL": "http://127.0.0.1:9"},
+        server={"workspaces": {"allow": ["memory", "sandbox"], "per_key": 100, "total": 100}},
+    )  # fmt: skip
     schema = schemathesis.openapi.from_dict(document(up.gateway.routes.endpoints, keys=False))
     schema.config.update(base_url=up.url)
     problems: list[str] = []

@@ -80,10 +80,10 @@ async def test_r46_a_ledger_of_a_newer_program_is_refused(database_url: str, pos
     postgres.sql("UPDATE windlass_rooms SET version = 99", database_url)
     store = PostgresStore(database_url)
     for doing in (store.append("s", make_rows(1, 1), 1), store.read("s"), store.list(), store.delete("s")):
-        with pytest.raises(SessionVersionError, match=r"version 99; .* up to 1\. Upgrade"):
+        with pytest.raises(SessionVersionError, match=r"version 99; .* up to 2\. Upgrade"):
             await doing
     await store.close()
-    postgres.sql("UPDATE windlass_rooms SET version = 1", database_url)
+    postgres.sql("UPDATE windlass_rooms SET version = 2", database_url)
     store = PostgresStore(database_url)
     assert await store.read("s") == make_rows(1)
     await store.close()

@@ -110,11 +110,13 @@ class Ledger:
     must apply the appends of one session in the order it was called. Once an append failed, every later one does.
     """
 
-    __slots__ = ("_failed", "_immediate", "pos", "run_pos", "session_id", "store", "tenant")
+    __slots__ = ("_failed", "_immediate", "files", "pos", "run_pos", "session_id", "store", "tenant")
 
     def __init__(self, store: Store | None, session_id: str, *, tenant: str = "", pos: int = 0) -> None:
         self.store, self.session_id, self.tenant, self.pos = store, session_id, tenant, pos
         self.run_pos = -1
+        #: Where changes of files are kept: a sub-agent's belong to the session whose workspace it works in.
+        self.files: Ledger = self
         self._failed: BaseException | None = None
         # A store that never waits needs no task of its own to survive a cancellation half-way.
         self._immediate: bool = getattr(store, "immediate", False)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from msgspec import Struct
 
 from windlass.server.bodies import BODIES, COUNT, FLAG, ID, TEXT, Schema, array, number, obj, ref, some, word
+from windlass.server.workspace_schemas import WORKSPACE_SCHEMAS
 
 __all__ = ["ERRORS", "MODEL_ROWS", "ROWS", "SCHEMAS", "About"]
 
@@ -52,9 +53,44 @@ _CLIENTS = obj(
     known_clients=array(obj("address key requests last_seen", address=TEXT, key=TEXT, requests=COUNT, last_seen=TEXT)),
 )
 
+_NUMBER64: Schema = {"type": "integer", "minimum": -(1 << 63), "maximum": (1 << 63) - 1}
+_POS: Schema = {"type": "integer", "minimum": 0, "maximum": (1 << 32) - 1}
+_BASE64: Schema = {"type": "string", "pattern": "^([A-Za-z0-9+/]{4}){0,20}$"}
+_SESSION: Schema = {"type": "string", "maxLength": 200}
+_ROW = obj(
+    "pos kind run time data", pos=_POS, kind=_SESSION, run=_NUMBER64, time=_NUMBER64, version=_NUMBER64, data=_BASE64
+)
+_STORED = obj(
+    "id rows created updated",
+    id=TEXT, rows=COUNT, created=_NUMBER64, updated=_NUMBER64, title=TEXT, parent=some(TEXT), parent_pos=some(_POS),
+)  # fmt: skip
+#: The bodies and answers of a remote store; bodies take no further fields.
+_ASKED: dict[str, Schema] = {
+    "StoreAppendRequest": obj(
+        "session expected_pos", session=_SESSION, expected_pos=_POS, rows=array(ref("StoreRow")), token=TEXT
+    ),
+    "StoreReadRequest": obj("session", session=_SESSION, start=_POS, end=some(_POS)),
+    "StoreListRequest": obj(limit={"type": "integer", "minimum": 0, "maximum": 10_000}),
+    "StoreDeleteRequest": obj("session", session=_SESSION),
+    "StoreBlobRequest": obj("session data", session=_SESSION, data=_BASE64),
+    "StoreBlobQuery": obj("session sha256", session=_SESSION, sha256=_SESSION),
+}
+_STORE: dict[str, Schema] = {
+    "StoreRow": {**_ROW, "additionalProperties": False},
+    **{name: {**schema, "additionalProperties": False} for name, schema in _ASKED.items()},
+    "StoreAppended": obj("object rows", object=word("store.appended"), rows=COUNT),
+    "StoreRows": obj("object rows more", object=word("store.rows"), rows=array(obj("pos kind data")), more=FLAG),
+    "StoreList": obj("object sessions", object=word("list"), sessions=array(_STORED)),
+    "StoreDeleted": obj("object deleted", object=word("store.deleted"), deleted=FLAG),
+    "StoreBlobKept": obj("object sha256", object=word("store.blob"), sha256=TEXT),
+    "StoreBlob": obj("object data", object=word("store.blob"), data=some(TEXT)),
+}
+
 #: Every schema that the document names.
 SCHEMAS: dict[str, Schema] = {
     **BODIES,
+    **_STORE,
+    **WORKSPACE_SCHEMAS,
     "Key": _KEY,
     "Keys": obj("object data", object=word("list"), data=array(ref("Key"))),
     "NewKeyRequest": _NEW_KEY,
@@ -143,6 +179,22 @@ ROWS: dict[tuple[str, str], About] = {
     ("GET", "/v1/sessions"): About(answer="List", query={"limit": _LISTED, "tenant_id": ID}),
     ("GET", "/v1/sessions/{session}"): About(answer="Session", query={"tenant_id": ID}),
     ("DELETE", "/v1/sessions/{session}"): About(answer="Deleted", query={"tenant_id": ID}, statuses=(409,)),
+    ("POST", "/windlass/v1/store/append"): About("StoreAppendRequest", "StoreAppended", statuses=(404, 409)),
+    ("POST", "/windlass/v1/store/read"): About("StoreReadRequest", "StoreRows"),
+    ("POST", "/windlass/v1/store/list"): About("StoreListRequest", "StoreList"),
+    ("POST", "/windlass/v1/store/delete"): About("StoreDeleteRequest", "StoreDeleted", statuses=(409,)),
+    ("POST", "/windlass/v1/store/blobs/put"): About("StoreBlobRequest", "StoreBlobKept", statuses=(404,)),
+    ("POST", "/windlass/v1/store/blobs/get"): About("StoreBlobQuery", "StoreBlob", statuses=(404,)),
+    ("POST", "/windlass/v1/workspaces"): About("WorkspaceRequest", "Workspace", success=201),
+    ("DELETE", "/windlass/v1/workspaces/{workspace}"): About(answer="WorkspaceDeleted"),
+    ("POST", "/windlass/v1/workspaces/{workspace}/files/read"): About("WorkspaceRead", "WorkspaceFile"),
+    ("POST", "/windlass/v1/workspaces/{workspace}/files/write"): About(
+        "WorkspaceWrite", "WorkspaceWritten", statuses=(412,)
+    ),
+    ("POST", "/windlass/v1/workspaces/{workspace}/files/delete"): About("WorkspacePath", "WorkspaceFileDeleted"),
+    ("POST", "/windlass/v1/workspaces/{workspace}/files/stat"): About("WorkspacePath", "WorkspaceStat"),
+    ("POST", "/windlass/v1/workspaces/{workspace}/files/list"): About("WorkspaceList", "WorkspaceEntries"),
+    ("POST", "/windlass/v1/workspaces/{workspace}/exec"): About("WorkspaceCommand", kinds=(NDJSON,)),
     ("GET", "/openapi.json"): About(answer="Document"),
     ("GET", "/health"): About(answer="Health"),
     ("GET", "/ready"): About(answer="Health", statuses=(503,)),

@@ -9,11 +9,12 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 import msgspec
-from msgspec import Struct
+from msgspec import Struct, structs
 from msgspec.structs import replace
 
 from windlass.core.errors import ConfigError, UnknownNameError
 from windlass.server.protocol import Limits
+from windlass.server.workspace_settings import WORKSPACES_ABOUT, WorkspaceSettings
 
 __all__ = ["ABOUT", "VARIABLES", "ServerSettings", "read_settings"]
 
@@ -34,7 +35,7 @@ class ServerSettings(Struct, frozen=True, kw_only=True):
     again; `session_queue` requests wait for a busy session, further ones are refused. `session_path` is a folder of
     reference A's session files, which are taken over when their session is first used. `loop_progress` streams every
     turn of a loop, else only the last. `tool_exec` lets requests run commands (`cmd`, `bash`) on this machine.
-    `debug` logs more.
+    `debug` logs more. `workspaces` says which workspaces clients may make here; none, unless it names some.
     """
 
     host: str = "127.0.0.1"
@@ -69,6 +70,7 @@ class ServerSettings(Struct, frozen=True, kw_only=True):
     otel: bool = False
     debug: bool = False
     limits: Limits = Limits()
+    workspaces: WorkspaceSettings = WorkspaceSettings()
 
 
 #: What each setting means, for the documents; a test compares its names with the fields.
@@ -111,6 +113,7 @@ ABOUT: dict[str, str] = {
     "limits.stall_seconds": "seconds that a client may leave its answer unread",
     "limits.connections": "connections at once",
     "limits.buffered_bytes": "bytes of request bodies held at once, of all connections together",
+    **{f"workspaces.{name}": text for name, text in WORKSPACES_ABOUT.items()},
 }
 #: Reference A's variables: the setting, and how its value is read; `ms` are milliseconds of a setting in seconds.
 #: `LLM_ROUTER_API_KEY` is a key of the accounts, `LLM_ROUTER_PROVIDER` a setting of all commands.
@@ -130,6 +133,7 @@ VARIABLES: dict[str, tuple[str, Literal["str", "bool", "int", "ms"]]] = {
     "LLM_ROUTER_TOOL_EXEC_MAX_OUTPUT_BYTES": ("tool_exec_max_output", "int"),
 }
 _FALSE = ("", "0", "false", "no")
+_TABLES = {"limits": Limits, "workspaces": WorkspaceSettings}
 _POSITIVE = ("request_timeout", "retention_messages", "tool_exec_timeout", "tool_exec_max_output")
 
 
@@ -144,10 +148,11 @@ def read_settings(
     for key in table:
         if key not in known:
             raise UnknownNameError(f"key in {where}:", str(key), known)
-    limits = table.get("limits")
-    for key in limits if isinstance(limits, Mapping) else ():
-        if key not in Limits.__struct_fields__:
-            raise UnknownNameError(f"key in {where} limits:", str(key), Limits.__struct_fields__)
+    for name, kind in _TABLES.items():
+        inner = table.get(name)
+        for key in inner if isinstance(inner, Mapping) else ():
+            if key not in kind.__struct_fields__:
+                raise UnknownNameError(f"key in {where} {name}:", str(key), kind.__struct_fields__)
     try:
         made = msgspec.convert(dict(table), ServerSettings)
     except msgspec.ValidationError as error:
@@ -155,6 +160,9 @@ def read_settings(
     for key in _POSITIVE:
         if not getattr(made, key) > 0:
             raise ConfigError(f"{where}: {key} is {getattr(made, key)}; it must be more than 0.")
+    for key, value in structs.asdict(made.workspaces).items():
+        if isinstance(value, int | float) and not value > (-1 if key == "memory_mb" else 0):
+            raise ConfigError(f"{where} workspaces: {key} is {value}; it must be more than 0.")
     for variable, (key, kind) in VARIABLES.items():
         text = None if environ is None else environ.get(variable)
         # Empty is false for A's switches, and no folder for its files; of all else it says nothing.

@@ -28,6 +28,8 @@ from windlass.server import (
     openapi,
     responses,
     session_routes,
+    store_routes,
+    workspace_routes,
 )
 from windlass.server.access import is_loopback
 from windlass.server.endpoints import Endpoint
@@ -55,6 +57,8 @@ ENDPOINTS: tuple[Endpoint, ...] = (
     *observe.ENDPOINTS,
     *openapi.ENDPOINTS,
     *session_routes.ENDPOINTS,
+    *store_routes.ENDPOINTS,
+    *workspace_routes.ENDPOINTS,
 )
 
 
@@ -104,6 +108,7 @@ async def open_gateway(config: Config, settings: ServerSettings, stack: AsyncExi
         log.warning("%s", problem)
     gateway = Gateway(settings, config, router, accounts, ENDPOINTS, admin_token=admin_token(config))
     stack.push_async_callback(gateway.close)
+    stack.push_async_callback(workspace_routes.open_workspaces(gateway).close)
     if settings.log != "off":
         lines = RequestLog(settings.log)
         stack.push_async_callback(lines.close)

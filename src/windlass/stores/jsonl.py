@@ -26,7 +26,7 @@ from windlass.core.json import dumps_stored, loads_stored
 from windlass.core.ports import Row, Store
 from windlass.stores.rows import lost_row
 
-__all__ = ["ImportReport", "SkippedLine", "export_jsonl", "import_jsonl"]
+__all__ = ["ImportReport", "SkippedLine", "decode_line", "encode_line", "export_jsonl", "import_jsonl"]
 
 _SLICE = 500
 #: A wrong position further ahead than this is a bad line, not a run of missing ones.
@@ -54,13 +54,14 @@ async def export_jsonl(store: Store, session: str, tenant: str = "") -> AsyncGen
     pos = 0
     while rows := await store.read(session, pos, pos + _SLICE, tenant=tenant):
         for row in rows:
-            yield _line(row)
+            yield encode_line(row)
         pos += len(rows)
     if pos == 0:
         raise SessionNotFound(f"There is no session {session!r} to export.")
 
 
-def _line(row: Row) -> bytes:
+def encode_line(row: Row) -> bytes:
+    """Return a row as one line, with its newline."""
     head: dict[str, Any] = {"v": row.version, "pos": row.pos, "kind": row.kind, "run": row.run, "time": _when(row.time)}
     if _is_one_json_line(row.data):
         return dumps_stored(head)[:-1] + b',"data":' + row.data + b"}\n"
@@ -164,10 +165,22 @@ def _row(line: bytes, expected: int, gap: int) -> Row:
     found = _decode_line(line)
     if not expected <= found.pos <= expected + gap:
         raise ValueError(f"position {found.pos} where {expected} was expected")
+    return _built(found, fields)  # pyright: ignore[reportUnknownArgumentType]
+
+
+def decode_line(line: bytes) -> Row:
+    """Return the row of a line, of whatever schema. Raises ValueError saying what is wrong with it."""
+    fields = loads_stored(line)
+    if not isinstance(fields, dict):
+        raise ValueError("not a JSON object")
+    return _built(_decode_line(line), fields)  # pyright: ignore[reportUnknownArgumentType]
+
+
+def _built(found: _Line, fields: dict[str, Any]) -> Row:
     extra: dict[str, Any] = {name: value for name, value in fields.items() if name not in _KNOWN}
     time = _nanoseconds(found.time)
     # The kind comes from the fields: like all stored text it may be escaped.
-    return Row(found.pos, str(fields["kind"]), found.run, time, _data(found, extra), found.v)  # pyright: ignore[reportUnknownArgumentType]
+    return Row(found.pos, str(fields["kind"]), found.run, time, _data(found, extra), found.v)
 
 
 def _data(found: _Line, extra: dict[str, Any]) -> bytes:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import threading
 from collections.abc import Sequence
 
 from msgspec import Struct
 
-from windlass.core.errors import StoreError
+from windlass.core.errors import SessionNotFound, StoreError
 from windlass.core.ports import Row, SessionInfo
 from windlass.stores.rows import check_fork, check_rows, conflict, fork_of, title_of
 
@@ -23,6 +24,8 @@ class _Session(Struct):
     title: str
     parent: _Session | None
     number: int
+    #: Contents of files by their SHA-256; a fork has its parent's, as long as it lives.
+    files: dict[str, bytes]
     alive: bool = True
 
     def info(self) -> SessionInfo:
@@ -49,6 +52,8 @@ class MemoryStore:
 
     def __init__(self) -> None:
         self._sessions: dict[tuple[str, str], _Session] = {}
+        #: Contents of files, for undo.
+        self.blobs = _Blobs(self)
         self._lock = threading.Lock()
         self._count = 0
         self._closed = False
@@ -69,7 +74,8 @@ class MemoryStore:
                 parent = self._sessions.get((tenant, fork.parent))
                 check_fork(session, fork, None if parent is None else len(parent.rows))
                 shared, title = (parent.rows[: fork.pos], parent.title) if parent and fork.pos else ([], "")
-                self._add(tenant, _Session(session, shared + rows, fork.pos, title, parent, self._count))
+                files = dict(parent.files) if parent and fork.pos else {}
+                self._add(tenant, _Session(session, shared + rows, fork.pos, title, parent, self._count, files))
                 return
             length = len(found.rows) if found else 0
             if length != expected_pos:
@@ -77,7 +83,7 @@ class MemoryStore:
             if found is not None:
                 found.rows.extend(rows)
             elif rows:
-                self._add(tenant, _Session(session, rows, 0, title_of(rows[0]), None, self._count))
+                self._add(tenant, _Session(session, rows, 0, title_of(rows[0]), None, self._count, {}))
 
     def _add(self, tenant: str, session: _Session) -> None:
         self._sessions[tenant, session.id] = session
@@ -108,8 +114,39 @@ class MemoryStore:
             found.alive = False
             return True
 
+    def keep_file(self, tenant: str, session: str, data: bytes) -> str:
+        """Keep a content for a session, for `blobs`. Raises SessionNotFound."""
+        sha256 = hashlib.sha256(data).hexdigest()
+        with self._lock:
+            self._check_open()
+            found = self._sessions.get((tenant, session))
+            if found is None:
+                raise SessionNotFound(f"There is no session {session!r} to keep a file for.")
+            found.files.setdefault(sha256, bytes(data))
+        return sha256
+
+    def kept_file(self, tenant: str, session: str, sha256: str) -> bytes | None:
+        """Return a content that a session keeps, for `blobs`."""
+        with self._lock:
+            self._check_open()
+            found = self._sessions.get((tenant, session))
+            return None if found is None else found.files.get(sha256)
+
     async def close(self) -> None:
         """Forget everything."""
         with self._lock:
             self._closed = True
             self._sessions.clear()
+
+
+class _Blobs:
+    """The store's face for contents of files."""
+
+    def __init__(self, store: MemoryStore) -> None:
+        self._store = store
+
+    async def put(self, session: str, data: bytes, *, tenant: str = "") -> str:
+        return self._store.keep_file(tenant, session, data)
+
+    async def get(self, session: str, sha256: str, *, tenant: str = "") -> bytes | None:
+        return self._store.kept_file(tenant, session, sha256)

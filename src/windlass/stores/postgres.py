@@ -1,8 +1,9 @@
 """Keep ledgers in a PostgreSQL database: durable when `append` returns, shared by any number of processes and machines.
 
 Tables: `windlass_sessions` numbers each (tenant, id) and knows its length; `windlass_rows` has one row per event under
-(session, pos); `windlass_blobs` holds row data over 16 kB once per content. A session is found by a digest, because an
-index entry of PostgreSQL holds 2.7 kB and an id may be longer. A deleted session that forks still share has no key.
+(session, pos); `windlass_blobs` holds row data over 16 kB once per content; `windlass_files` holds contents of files,
+and `windlass_file_users` which session has which. A session is found by a digest, because an index entry of PostgreSQL
+holds 2.7 kB and an id may be longer. A deleted session that forks still share has no key.
 """
 
 from __future__ import annotations
@@ -11,13 +12,13 @@ import hashlib
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
-from windlass.core.errors import StoreError
+from windlass.core.errors import SessionNotFound, StoreError
 from windlass.core.ports import Row, SessionInfo
 from windlass.stores.pgpool import Pool
 from windlass.stores.pgtables import migrate_room
 from windlass.stores.pgurl import read_url
 from windlass.stores.portable import Cursor
-from windlass.stores.rows import MAX_ROWS, Fork, check_fork, check_rows, conflict, fork_of, title_of
+from windlass.stores.rows import MAX_ROWS, Fork, check_fork, check_rows, conflict, fork_of, is_sha256, title_of
 
 __all__ = ["BLOB_BYTES", "PostgresStore"]
 
@@ -38,6 +39,11 @@ _STEPS = (
         time INTEGER NOT NULL, version INTEGER NOT NULL, data BLOB, blob_key BLOB, PRIMARY KEY (session, pos));
     CREATE INDEX windlass_rows_blobs ON windlass_rows(blob_key) WHERE blob_key IS NOT NULL;
     CREATE TABLE windlass_blobs(key BLOB PRIMARY KEY, data BLOB NOT NULL)
+    """,
+    """
+    CREATE TABLE windlass_files(hash BLOB PRIMARY KEY, data BLOB NOT NULL);
+    CREATE TABLE windlass_file_users(session INTEGER NOT NULL, hash BLOB NOT NULL, PRIMARY KEY (session, hash));
+    CREATE INDEX windlass_file_users_of ON windlass_file_users(hash)
     """,
 )
 #: The advisory lock between who refers to a blob and who deletes those that nobody refers to.
@@ -69,6 +75,8 @@ class PostgresStore:
             patience=patience,
             setup=lambda cursor: migrate_room(cursor, "sessions", _STEPS, address.where),
         )
+        #: Contents of files, for undo.
+        self.blobs = _Blobs(self._pool)
 
     def __repr__(self) -> str:
         return f"PostgresStore({self._where!r})"
@@ -116,6 +124,25 @@ class PostgresStore:
         return await self._pool.submit(work, isolation="READ COMMITTED", idempotent=True, key=key)
 
 
+class _Blobs:
+    """The store's face for contents of files."""
+
+    def __init__(self, pool: Pool) -> None:
+        self._pool = pool
+
+    async def put(self, session: str, data: bytes, *, tenant: str = "") -> str:
+        key = _key(tenant, session)
+        return await self._pool.submit(
+            lambda cursor: _put_file(cursor, session, key, bytes(data)),
+            isolation="READ COMMITTED", idempotent=True, key=key,
+        )  # fmt: skip
+
+    async def get(self, session: str, sha256: str, *, tenant: str = "") -> bytes | None:
+        values = (_key(tenant, session), bytes.fromhex(sha256) if is_sha256(sha256) else b"")
+        found = await self._pool.submit(lambda cursor: cursor.fetch(_GET_FILE, values), isolation=None)
+        return found[0][0] if found else None
+
+
 def _bytes(text: str) -> bytes:
     return text.encode("utf-8", "surrogatepass")
 
@@ -152,6 +179,36 @@ def _append(cursor: Cursor, tenant: str, session: str, rows: Sequence[Row], expe
             return
     if rows:
         _insert(cursor, number, rows)
+
+
+def _put_file(cursor: Cursor, session: str, key: bytes, data: bytes) -> str:
+    # The session may grow meanwhile, and may not go.
+    found = cursor.fetch("SELECT no FROM windlass_sessions WHERE key = ? FOR KEY SHARE", (key,))
+    if not found:
+        raise SessionNotFound(f"There is no session {session!r} to keep a file for.")
+    digest = hashlib.sha256(data)
+    cursor.fetch("SELECT pg_advisory_xact_lock_shared(?)", (_BLOBS,))
+    insert = "INSERT INTO windlass_files(hash, data) VALUES (?, ?) ON CONFLICT (hash) DO NOTHING"
+    cursor.execute(insert, (digest.digest(), data))
+    insert = "INSERT INTO windlass_file_users(session, hash) VALUES (?, ?) ON CONFLICT (session, hash) DO NOTHING"
+    cursor.execute(insert, (found[0][0], digest.digest()))
+    return digest.hexdigest()
+
+
+_GET_FILE = """
+SELECT f.data FROM windlass_sessions s JOIN windlass_file_users u ON u.session = s.no
+JOIN windlass_files f ON f.hash = u.hash WHERE s.key = ? AND u.hash = ?"""
+
+
+def _drop_files(cursor: Cursor, number: int) -> None:
+    gone = cursor.fetch("DELETE FROM windlass_file_users WHERE session = ? RETURNING hash", (number,))
+    if gone:
+        cursor.fetch("SELECT pg_advisory_xact_lock(?)", (_BLOBS,))
+        cursor.execute_many(
+            "DELETE FROM windlass_files WHERE hash = ? "
+            "AND NOT EXISTS (SELECT 1 FROM windlass_file_users WHERE hash = windlass_files.hash)",
+            sorted(gone),
+        )
 
 
 def _holds(cursor: Cursor, tenant: str, session: str, rows: Sequence[Row]) -> bool:
@@ -202,7 +259,13 @@ def _create_fork(cursor: Cursor, tenant: str, session: str, row: Row, fork: Fork
     if not found:
         return _create(cursor, tenant, session, row, "", None, None)
     number, _, title = found[0]
-    return _create(cursor, tenant, session, row, title if fork.pos else "", number, fork.pos)
+    made = _create(cursor, tenant, session, row, title if fork.pos else "", number, fork.pos)
+    if made is not None and fork.pos:
+        copy = (
+            "INSERT INTO windlass_file_users(session, hash) SELECT ?, hash FROM windlass_file_users WHERE session = ?"
+        )
+        cursor.execute(copy, (made, number))
+    return made
 
 
 #: Climb from a fork to those whose rows it shares; each gives its rows from its own first up to where it was forked.
@@ -243,6 +306,7 @@ def _delete(cursor: Cursor, tenant: str, session: str) -> bool:
         return False
     number: int | None = found[0][0]
     cursor.execute("UPDATE windlass_sessions SET key = NULL, id = '', title = '' WHERE no = ?", (number,))
+    _drop_files(cursor, found[0][0])
     # Then keep of it, and of what was deleted above it, only what forks still share.
     while number is not None:
         # Whoever deletes another fork of the same parent does so before us or after us.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -18,12 +19,14 @@ __all__ = [
     "conflict",
     "fork_of",
     "is_lost",
+    "is_sha256",
     "lost_row",
     "title_of",
 ]
 
 #: The kind of a row that stands where one could not be read, so that the positions behind it keep their meaning.
 LOST = "row.lost"
+_HASH = re.compile(r"[0-9a-f]{64}")
 #: Positions are kept in 32 bits.
 MAX_ROWS = 1 << 32
 
@@ -91,6 +94,11 @@ def conflict(session: str, length: int, expected_pos: int) -> StoreConflict:
         f"Session {session!r} has {length} rows, not {expected_pos}: another writer was first; nothing was kept.",
         hint=f"Read it from row {min(length, expected_pos)} and append at {length}.",
     )
+
+
+def is_sha256(text: str) -> bool:
+    """Tell whether a text is a SHA-256 in lower-case hex, as contents of files are named."""
+    return _HASH.fullmatch(text) is not None
 
 
 def lost_row(pos: int, time: int) -> Row:

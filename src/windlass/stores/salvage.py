@@ -18,6 +18,7 @@ from msgspec import Struct
 
 from windlass.core.errors import StoreError
 from windlass.core.json import loads_stored
+from windlass.stores.contents import make_tables
 from windlass.stores.filepages import Pages, leaf_records
 from windlass.stores.lanes import is_open
 from windlass.stores.rows import LOST, MAX_ROWS
@@ -95,6 +96,9 @@ def _copy(conn: sqlite3.Connection, pages: Pages) -> int:
             sql = _insert_for(rowid, record, pages.size)
             if sql is not None:
                 conn.execute(sql, (rowid, *record[1:]))
+            elif (sql := _file_insert(record)) is not None:
+                make_tables(conn)
+                conn.execute(sql, record)
             elif not (len(record) == 5 and isinstance(record[0], str)):  # sqlite_schema has five columns
                 damaged += 1
     return damaged
@@ -117,6 +121,16 @@ def _insert_for(rowid: int, record: tuple[Any, ...], size: int) -> str | None:
         if key <= rowid < key + _PROBES:
             return "INSERT OR IGNORE INTO blobs VALUES (?, ?)"
     return None
+
+
+def _file_insert(record: tuple[Any, ...]) -> str | None:
+    """Return the INSERT for a content of a file, or for its user; None for anything else."""
+    if len(record) != 2 or not isinstance(record[0], bytes) or len(record[0]) != 32:
+        return None
+    if isinstance(record[1], int):
+        return "INSERT OR IGNORE INTO file_users(hash, no) VALUES (?, ?)"
+    whole = isinstance(record[1], bytes) and hashlib.sha256(record[1]).digest() == record[0]
+    return "INSERT OR IGNORE INTO files(hash, data) VALUES (?, ?)" if whole else None
 
 
 def _is_row(rowid: int, record: tuple[Any, ...], size: int) -> bool:

@@ -3,6 +3,7 @@
 Tables: `sessions` numbers each (tenant, id); `rows` has one row per event under `number << 32 | position`; `blobs`
 holds row data over 16 kB once per content, and the row holds its integer key instead. A deleted session that forks
 still share stays as a row of `sessions` without an id. A kind is a code of `KINDS`, or its name when it has none.
+Contents of files have tables of their own, made when the first is kept (`windlass.stores.contents`).
 """
 
 from __future__ import annotations

@@ -11,8 +11,9 @@ from typing import Any, Literal
 
 from windlass.core.errors import ConfigError, StoreError
 from windlass.core.ports import Row, SessionInfo
+from windlass.stores.contents import copy_files, drop_files, get_file, put_file
 from windlass.stores.lanes import LEDGER, FileUse
-from windlass.stores.rows import MAX_ROWS, Fork, check_fork, check_rows, conflict, fork_of, title_of
+from windlass.stores.rows import MAX_ROWS, Fork, check_fork, check_rows, conflict, fork_of, is_sha256, title_of
 from windlass.stores.running import RunningOutput
 from windlass.stores.schema import CODES, KINDS, SALVAGE_HINT
 
@@ -47,6 +48,8 @@ class SqliteStore:
         #: What running calls have printed, beside the file, for whoever resumes after a crash.
         self.running = RunningOutput(self.path.with_name(f"{self.path.name}.running"))
         self._use = FileUse(self.path, synchronous, busy_timeout, LEDGER, "store")
+        #: Contents of files, for undo.
+        self.blobs = _Blobs(self._use)
 
     async def append(self, session: str, rows: Sequence[Row], expected_pos: int, *, tenant: str = "") -> None:
         """Keep all rows or none. Raises StoreConflict, ValueError, and SessionNotFound for a fork without parent."""
@@ -82,6 +85,23 @@ class SqliteStore:
     async def close(self) -> None:
         """Give the file up; the last store of the process that uses it leaves one checkpointed file."""
         await self._use.close()
+
+
+class _Blobs:
+    """The store's face for contents of files."""
+
+    def __init__(self, use: FileUse) -> None:
+        self._use = use
+
+    async def put(self, session: str, data: bytes, *, tenant: str = "") -> str:
+        work = partial(put_file, _text(tenant), _text(session), bytes(data))
+        return await self._use.lanes().writer.submit(work)
+
+    async def get(self, session: str, sha256: str, *, tenant: str = "") -> bytes | None:
+        lanes = self._use.lanes()
+        if not is_sha256(sha256):
+            return None
+        return await lanes.reader.submit(partial(get_file, _text(tenant), _text(session), sha256))
 
 
 def _text(value: str) -> str | bytes:
@@ -167,7 +187,10 @@ def _create_fork(conn: sqlite3.Connection, tenant: str | bytes, session: str, ro
     check_fork(session, fork, None if parent is None else parent[2])
     if parent is None:
         return _create(conn, tenant, session, row, "", None, None)
-    return _create(conn, tenant, session, row, parent[1] if fork.pos else "", parent[0], fork.pos)
+    number = _create(conn, tenant, session, row, parent[1] if fork.pos else "", parent[0], fork.pos)
+    if fork.pos:
+        copy_files(conn, parent[0], number)
+    return number
 
 
 def _keep_blob(conn: sqlite3.Connection, data: bytes) -> int:
@@ -245,6 +268,7 @@ def _delete(tenant: str | bytes, session: str | bytes, conn: sqlite3.Connection)
         return False
     number: int | None = found[0]
     conn.execute("UPDATE sessions SET id = NULL, title = '' WHERE no = ?", (number,))
+    drop_files(conn, found[0])
     # Then keep of it, and of what was deleted above it, only what forks still share.
     while number is not None:
         named, parent = conn.execute("SELECT id, parent FROM sessions WHERE no = ?", (number,)).fetchone()
