@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -13,13 +14,13 @@ from windlass.agent.bound import Bound
 from windlass.agent.hooks import Handler, Hooks
 from windlass.agent.loop import Loop
 from windlass.agent.plan import AbortSignal, RunPlan, RunResult
-from windlass.agent.policy import Policy
+from windlass.agent.policy import Decider, Policy
 from windlass.agent.run import Run
 from windlass.agent.session import Session, prompt_parts
 from windlass.agent.spawn import spawn
 from windlass.agent.sync import run_in_background
 from windlass.core import registry
-from windlass.core.errors import ConfigError, UnknownNameError
+from windlass.core.errors import ConfigError, UnknownNameError, WindlassError
 from windlass.core.events import Event
 from windlass.core.messages import Blob, Message, Prompt, Uri
 from windlass.core.ports import Approver, Capability, Provider, Sink, Store, Tool, Workspace
@@ -77,7 +78,7 @@ class Agent:
         behavior: BehaviorOptions | None = None,
         hooks: Mapping[str, Handler | Sequence[Handler]] | None = None,
         sinks: Sequence[Sink] = (),
-        policy: Policy | None = None,
+        policy: Decider | None = None,
         approver: Approver | None = None,
         store: str | Store | None = None,
         config: Any = None,
@@ -99,7 +100,7 @@ class Agent:
         self.options: dict[str, Any] = {**(behavior or {}), **behaviors}
         self.behavior = _behavior(self.options)
         self.sinks: list[Sink] = list(sinks)
-        self.policy = policy or Policy()
+        self.policy: Decider = policy or Policy()
         self.approver = approver
         self.store = store
         self.hooks = Hooks()
@@ -217,7 +218,14 @@ class Agent:
 
     async def _open(self, host: _Host) -> None:
         while self._to_open:
-            await self._to_open[0].open(host)
+            capability = self._to_open[0]
+            try:
+                await capability.open(host)
+            except (WindlassError, OSError):
+                raise
+            except Exception as error:
+                text = f"Capability {type(capability).__qualname__} could not be opened"
+                raise ConfigError(f"{text}: {type(error).__name__}: {error}.") from error
             self._to_open.pop(0)
 
     async def destroy(self) -> None:
@@ -229,6 +237,47 @@ class Agent:
             closing = None if close is None else close()
             if inspect.isawaitable(closing):
                 await closing
+
+    def extended(self, *more: Capability) -> Agent:
+        """Return an agent like this one with further capabilities, which its own first run opens; all else is shared.
+
+        Capabilities that this one has not opened yet would be opened by both: `warmup` it before.
+        """
+        other, hooks = copy.copy(self), Hooks()
+        other.capabilities = (*self.capabilities, *more)
+        other._to_open, other._opening, other._session = [*self._to_open, *more], None, None
+        for capability in more:
+            for hook, handler in capability.hooks().items():
+                hooks.add(hook, handler)
+        other.hooks = self.hooks.extended(hooks)
+        return other
+
+    def derived(
+        self,
+        *,
+        name: str | None = None,
+        model: str | Provider | None = None,
+        system: str | None = None,
+        tools: Tools = None,
+        behavior: BehaviorOptions | None = None,
+        policy: Decider | None = None,
+        **behaviors: Any,
+    ) -> Agent:
+        """Return an agent like this one but for what is given: a sub-agent's. Capabilities and hooks are shared."""
+        other = copy.copy(self)
+        other._session, other.name = None, name or self.name
+        if model is not None:
+            other.provider, other.model, other.model_name = registry.model(model, self.config)
+        if system is not None:
+            other.system = system
+        if tools is not None:
+            other.tools = other._bound(resolve_tools(tools))
+        if behavior or behaviors:
+            other.options = {**self.options, **(behavior or {}), **behaviors}
+            other.behavior = _behavior(other.options)
+        if policy is not None:
+            other.policy = policy
+        return other
 
     # -- listening and asking --------------------------------------------------------------------------------------
 
