@@ -19,10 +19,12 @@ from windlass.agent.bound import Bound
 from windlass.agent.conversation import Conversation
 from windlass.agent.hooks import Hooks
 from windlass.agent.ledger import GRACE, Ledger, output_bytes
-from windlass.agent.policy import Policy, call_digest
-from windlass.core import clock, json
+from windlass.agent.permission import CHANGED, Asked, Permission, Question, Verdict, ask_person
+from windlass.agent.policy import Decider, call_digest
+from windlass.agent.snapshots import keep_change, named
+from windlass.core import clock, json, registry
 from windlass.core.errors import SessionError, ToolError, WindlassError
-from windlass.core.events import Event, PermissionRequested, PermissionResolved, ToolFinished, ToolProgress, ToolStarted
+from windlass.core.events import Event, FileChanged, ToolFinished, ToolProgress, ToolStarted
 from windlass.core.messages import Blob, ResponseStatus, Text, ToolCall, ToolResponse, Uri
 from windlass.core.ports import Approver, PermissionOption, ToolResult, Workspace
 
@@ -43,7 +45,7 @@ class ToolHost(Protocol):
     id: str
     hooks: Hooks
     behavior: Behavior
-    policy: Policy
+    policy: Decider
     approver: Approver | None
     conversation: Conversation
     tool_counts: dict[str, int]
@@ -69,7 +71,7 @@ class ToolHost(Protocol):
 class CallContext:
     """The ToolContext of one call."""
 
-    __slots__ = ("_host", "_noted", "call_id", "deadline", "expected")
+    __slots__ = ("_host", "_kept", "_noted", "call_id", "deadline", "expected")
 
     def __init__(
         self, host: ToolHost, call_id: str, deadline: float | None, noted: set[str], expected: Mapping[str, str]
@@ -77,6 +79,7 @@ class CallContext:
         self._host, self.call_id, self.deadline = host, call_id, deadline
         self._noted = noted
         self.expected = expected
+        self._kept: list[FileChanged] = []
 
     @property
     def run_id(self) -> str:
@@ -101,7 +104,19 @@ class CallContext:
             self._host.ledger.note(self.call_id, text)
 
     async def emit(self, event: Event) -> None:
-        await self._host.record([event])
+        if not isinstance(event, FileChanged):
+            await self._host.record([event])
+            return
+        if not any(event is kept for kept in self._kept):
+            await self._host.ledger.files.commit([event])
+        if event.status != "failed":
+            self._host.emit(event)
+
+    async def keep(self, path: str, before: bytes | None, after: bytes | None) -> FileChanged:
+        ledger = self._host.ledger.files
+        change = await keep_change(ledger, self.call_id, named(path, self.workspace), before, after)
+        self._kept.append(change)
+        return change
 
     async def run_child(self, **spec: Any) -> Any:
         return await self._host.run_child(spec)
@@ -110,14 +125,7 @@ class CallContext:
         return await self._host.hooks.fire(hook, **values)
 
     async def ask(self, name: str, input: dict[str, Any], reason: str) -> PermissionOption:
-        approver = self._host.approver
-        if approver is None:
-            return "reject_once"
-        await self._host.record([PermissionRequested(call_id=self.call_id, name=name, input=input, reason=reason)])
-        outcome = await approver.approve(name, input, reason)
-        by = type(approver).__name__
-        await self._host.record([PermissionResolved(call_id=self.call_id, outcome=outcome, by=by)])
-        return outcome
+        return await ask_person(self._host, self.call_id, Question(name, input, reason))
 
 
 class _Ready(Struct):
@@ -127,8 +135,7 @@ class _Ready(Struct):
     bound: Bound
     args: dict[str, Any]
     coercions: tuple[str, ...]
-    #: What a person saw of the files before they allowed it: path -> SHA-256, '' for none.
-    expected: Mapping[str, str] = {}
+    verdict: Verdict = Verdict(True)
 
 
 class _Answer(Struct):
@@ -160,22 +167,31 @@ def _content(output: Any) -> tuple[Content, ResponseStatus]:
 class Dispatcher:
     """Runs the calls of a run's assistant messages."""
 
-    __slots__ = ("_noted", "host", "tools")
+    __slots__ = ("_asking", "_noted", "discipline", "host", "tools")
 
     def __init__(self, host: ToolHost, tools: Mapping[str, Bound]) -> None:
         self.host, self.tools = host, tools
         #: Calls whose output so far is kept beside the ledger.
         self._noted: set[str] = set()
+        self._asking = Permission(host)
+        mode = host.behavior
+        #: By name: few agents ask for it. A `Discipline`, None where nothing of the kind is asked for.
+        self.discipline: Any = None
+        if mode.tool_budgets or mode.dedup_tools or mode.tool_output_budget is not None:
+            self.discipline = registry.load("windlass.agent.discipline:Discipline")(host)
 
     def starts_at_once(self, calls: Sequence[ToolCall]) -> bool:
         """Tell whether all calls can start without asking anybody: then the intent and the start are one commit."""
         host = self.host
         if host.behavior.tool_execution == "sequential" and len(calls) > 1:
             return False
+        if host.behavior.tool_budgets:
+            return False
         wants = host.hooks.wants
         if wants("tool:gate") or wants("validation:reject") or wants("validation:coerce") or wants("tool:unknown"):
             return False
-        return not host.policy.may_ask([bound.spec for bound in self.tools.values()])
+        specs = [spec for bound in self.tools.values() for spec in (bound.spec, bound.tool.spec)]
+        return not host.policy.may_ask(specs)
 
     async def run(self, calls: Sequence[ToolCall], *, started: bool) -> None:
         """Run the calls of one message and write a response for each.
@@ -210,6 +226,7 @@ class Dispatcher:
             await self._write(item.call, _Answer(text, "cancelled" if item.started else "skipped"))
 
     async def _parallel(self, calls: Sequence[ToolCall], started: bool) -> None:
+        self._asking.expect(calls)
         tasks = [asyncio.create_task(self._one(call, started)) for call in calls]
         try:
             await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
@@ -227,7 +244,12 @@ class Dispatcher:
         elif isinstance(ready, str):
             answer = await self._unknown(call)
         else:
-            answer = None if started and not ready.coercions else await self._gate(ready)
+            held = self.discipline
+            answer = None if held is None else await self._admit(ready, held)
+            if answer is None and not (started and not ready.coercions):
+                answer = await self._gate(ready)
+                if answer is not None and held is not None:
+                    held.release(ready.bound)
             if answer is None:
                 answer = await self._execute(ready, started)
             elif answer.status == "ok":
@@ -309,36 +331,20 @@ class Dispatcher:
         return await self._permission(ready)
 
     async def _permission(self, ready: _Ready) -> _Answer | None:
-        host, call = self.host, ready.call
-        decision = host.policy.decide(ready.bound.spec, ready.args)
-        if decision.action == "allow":
-            return None
-        if decision.action == "deny":
-            host.refused.append(ready.bound.name)
-            return _Answer(f"Blocked: {decision.reason}", "blocked")
-        digest = call_digest(ready.bound.name, ready.args)
-        always: dict[str, str] = host.state.setdefault("permissions", {})
-        outcome = always.get(digest)
-        if outcome is None:
-            if host.approver is None:
-                host.refused.append(ready.bound.name)
-                return _Answer("Blocked: it needs permission, and there is nobody to ask", "blocked")
-            await host.record(
-                [PermissionRequested(call_id=call.id, name=call.name, input=ready.args, reason=decision.reason)]
-            )
-            outcome = await host.approver.approve(ready.bound.name, ready.args, decision.reason)
-            if outcome.endswith("_always"):
-                always[digest] = outcome
-            await host.record([PermissionResolved(call_id=call.id, outcome=outcome, by=type(host.approver).__name__)])
-        if outcome.startswith("allow"):
-            return None
-        host.refused.append(ready.bound.name)
-        return _Answer("Blocked: permission was refused", "blocked")
+        context = CallContext(self.host, ready.call.id, None, self._noted, {})
+        verdict = await self._asking.check(Asked(ready.call, ready.bound, ready.args, context))
+        ready.verdict = verdict
+        return None if verdict.allowed else _Answer(verdict.text, verdict.status)
+
+    async def _admit(self, ready: _Ready, held: Any) -> _Answer | None:
+        reason = await held.admit(ready.bound, ready.args)
+        return None if reason is None else _Answer(f"Blocked: {reason}", "blocked")
 
     # -- the call itself ------------------------------------------------------------------------------------------
 
     async def _execute(self, ready: _Ready, started: bool) -> _Answer:
         host, call, bound = self.host, ready.call, ready.bound
+        self._asking.settled(call.id)
         event = ToolStarted(call_id=call.id, name=bound.name, input=ready.args, coercions=ready.coercions)
         if started:
             host.emit(event)
@@ -350,7 +356,8 @@ class Dispatcher:
             await host.hooks.fire("tool:before", **self._ids(call, ready.args), **_coerced(ready))
         begun = clock.monotonic()
         try:
-            answer = await self._call(ready)
+            held = self.discipline
+            answer = await (self._call(ready) if held is None else self._call_once(ready, held))
         except (Exception, SystemExit) as error:
             if isinstance(error, SessionError):
                 raise
@@ -362,14 +369,29 @@ class Dispatcher:
         answer.duration_ns = int((clock.monotonic() - begun) * 1e9)
         return await self._transform(ready, answer)
 
+    async def _call_once(self, ready: _Ready, held: Any) -> _Answer:
+        """Give the result of an equal call again where `dedup_tools` says that it is equal."""
+        if (key := held.key(ready.bound, ready.args)) is None:
+            return await self._call(ready)
+        if (content := held.recall(key)) is not None:
+            return _Answer(content)
+        answer = await self._call(ready)
+        if answer.status == "ok":
+            held.remember(key, answer.content)
+        return answer
+
     async def _call(self, ready: _Ready) -> _Answer:
         tool, call = ready.bound.tool, ready.call
         limit = tool.timeout if tool.timeout is not None else self.host.behavior.tool_timeout
         end = None if limit is None else clock.monotonic() + limit
+        verdict = ready.verdict
+        if verdict.digest and call_digest(ready.bound.name, ready.args) != verdict.digest:
+            return _Answer(CHANGED, "blocked")
+        context = CallContext(self.host, call.id, end, self._noted, verdict.expected)
         scope = clock.deadline(limit)
         try:
             async with scope:
-                output = await tool.call(ready.args, CallContext(self.host, call.id, end, self._noted, ready.expected))
+                output = await (verdict.instead or tool.call)(ready.args, context)
         except TimeoutError:
             if not scope.expired():
                 raise
@@ -408,6 +430,7 @@ class Dispatcher:
 
     async def _write(self, call: ToolCall, answer: _Answer, ready: _Ready | None = None) -> None:
         host = self.host
+        self._asking.settled(call.id)
         size = output_bytes(answer.content)
         shown = ToolFinished(
             call_id=call.id,
@@ -422,6 +445,8 @@ class Dispatcher:
         # A tool that was left behind comes too late: its call was answered for it.
         if not host.conversation.respond(ToolResponse(call.id, answer.content, answer.status)):
             return
+        if self.discipline is not None:
+            self.discipline.written += size
         await host.record([ToolFinished(call_id=call_id, response=answer.content, status=answer.status)], [shown])
         if call.id in self._noted:
             host.ledger.forget(call.id)

@@ -13,7 +13,7 @@ from windlass.agent.bound import Bound
 from windlass.agent.conversation import Conversation
 from windlass.agent.hooks import Hooks
 from windlass.agent.ledger import Ledger
-from windlass.agent.policy import Policy
+from windlass.agent.policy import Decider, Policy
 from windlass.agent.stats import RunStats
 from windlass.core.events import StopReason
 from windlass.core.messages import Message, Part
@@ -70,7 +70,7 @@ class RunPlan(Struct, frozen=True, kw_only=True):
     capabilities: tuple[Capability, ...] = ()
     aliases: Mapping[str, str] = {}
     sinks: tuple[Sink, ...] = ()
-    policy: Policy = Policy()
+    policy: Decider = Policy()
     approver: Approver | None = None
     workspace: Workspace | None = None
     state: dict[str, Any] = field(default_factory=dict[str, Any])

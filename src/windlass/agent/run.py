@@ -18,12 +18,14 @@ import msgspec
 from windlass.agent.hooks import HookScope
 from windlass.agent.ledger import GRACE, Ledger, settled
 from windlass.agent.plan import RunPlan, RunResult
+from windlass.agent.policy import Decider, narrowed
 from windlass.agent.stats import RunStats
 from windlass.core import clock
 from windlass.core.errors import AbortedError, WindlassError
 from windlass.core.events import DURABLE, Event, RunFinished, StopReason
 from windlass.core.messages import Message, user
-from windlass.core.ports import Workspace
+from windlass.core.ports import Sink, Workspace
+from windlass.core.usage import Usage
 
 __all__ = ["Run"]
 
@@ -50,6 +52,7 @@ class Run:
     __slots__ = (
         "_closing",
         "_forget",
+        "_listening",
         "_loop",
         "_main",
         "_parent_id",
@@ -57,6 +60,7 @@ class Run:
         "_reading",
         "_result",
         "_seq",
+        "_sinks",
         "_stuck",
         "_task",
         "_unread",
@@ -67,12 +71,15 @@ class Run:
         "behavior",
         "conversation",
         "depth",
+        "family",
         "follow_up_queue",
         "hooks",
         "id",
         "plan",
         "policy",
         "refused",
+        "spent_cost",
+        "spent_tokens",
         "stats",
         "steer_queue",
         "stopping",
@@ -89,10 +96,15 @@ class Run:
             HookScope(self.id, plan.ledger.session_id, self.depth, plan.agent_name, plan.state, plan.workspace),
             None if parent is None else parent.hooks,
         )
-        self.behavior, self.policy = plan.behavior, plan.policy
+        self.behavior = plan.behavior
+        self.policy: Decider = plan.policy if parent is None else narrowed(plan.policy, parent.policy)
         self.approver, self.conversation = plan.approver, plan.conversation
         self.stats = RunStats(run_id=self.id, name=plan.agent_name or "")
         self.tool_counts = self.stats.tool_counts
+        #: What this run and all its descendants used so far, also those that still run; cost in nano-dollars.
+        self.spent_tokens = self.spent_cost = 0
+        #: Sub-agents that were started anywhere below the topmost run.
+        self.family: list[int] = [0] if parent is None else parent.family
         self.refused: list[str] = []
         self.turn_id = ""
         # Lists: an empty deque takes 600 bytes, and thousands of these wait at once.
@@ -101,6 +113,10 @@ class Run:
         self.stopping: StopReason | None = None
         self.abort_reason = ""
         self._main = main
+        # What a child tells goes up to its parents, whose listeners hear it there: once.
+        above: tuple[Sink, ...] = () if parent is None else parent._listening
+        self._sinks = plan.sinks if not above else tuple([sink for sink in plan.sinks if sink not in above])
+        self._listening = (*above, *self._sinks)
         self._seq = 0
         self._parent_id: str | None = plan.parent.id if plan.parent is not None else None
         self._unread: deque[Event] | None = None
@@ -149,7 +165,7 @@ class Run:
 
     def deliver(self, event: Event) -> None:
         """Hand a stamped event (ours or a child's) to sinks, reader and parent."""
-        for sink in self.plan.sinks:
+        for sink in self._sinks:
             try:
                 sink(event)
             except Exception as error:
@@ -186,6 +202,14 @@ class Run:
         while self.congested:
             self._writer = asyncio.get_running_loop().create_future()
             await self._writer
+
+    def spend(self, usage: Usage, cost: int | None) -> None:
+        """Count what an answer used for this run and every run above it: their budgets bound all of them together."""
+        at: Run | None = self
+        while at is not None:
+            at.spent_tokens += usage.total_tokens
+            at.spent_cost += cost or 0
+            at = at.plan.parent
 
     def steering(self) -> bool:
         """Tell whether a steering message waits."""

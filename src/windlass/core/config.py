@@ -11,7 +11,7 @@ import math
 import os
 import re
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Literal
 
 from msgspec import Struct, field
 
@@ -19,7 +19,7 @@ from windlass.core.errors import ConfigError, MissingKeyError, UnknownNameError
 from windlass.core.routes import RouteSettings, check_circles, read_routes
 from windlass.core.settings import ALIASES, OWN_AUTO, PROVIDERS, SAME_ACCOUNT, SETTINGS, Setting
 
-__all__ = ["Config", "ProviderSettings", "Value", "conflict", "read_environment", "typed"]
+__all__ = ["Config", "PolicyTable", "ProviderSettings", "Value", "conflict", "read_environment", "typed"]
 
 log = logging.getLogger("windlass.config")
 #: Providers without variables of their own.
@@ -36,6 +36,14 @@ class Value(Struct, frozen=True):
 
     value: Any
     origin: str
+
+
+class PolicyTable(Struct, frozen=True):
+    """A `[policy]` table as a file states it, and whose file that is."""
+
+    layer: Literal["managed", "user", "project"]
+    origin: str
+    table: Mapping[str, Any]
 
 
 class ProviderSettings(Struct, frozen=True):
@@ -76,6 +84,7 @@ class Config:
         providers: Mapping[str, Mapping[str, Any]] | None = None,
         routes: Mapping[str, Any] | None = None,
         server: Mapping[str, Any] | None = None,
+        policies: tuple[PolicyTable, ...] = (),
         notices: tuple[str, ...] = (),
     ) -> None:
         self.environ: Mapping[str, str] = os.environ if environ is None else environ
@@ -85,6 +94,8 @@ class Config:
         check_circles(self.routes)
         #: The `[server]` table as it is written; the server reads it.
         self.server = dict(server or {})
+        #: The `[policy]` tables as they are written, the strongest first; the agent's policy reads them.
+        self.policies = policies
         #: What a person should hear: conflicting variables, refused project settings.
         self.notices = notices
         self._made: dict[str, Any] = {}
@@ -107,6 +118,7 @@ class Config:
             providers=self.user_providers,
             routes=self.routes,
             server=self.server,
+            policies=self.policies,
             notices=self.notices,
         )
         made._keys = {**self._keys, provider: key}
@@ -197,8 +209,11 @@ class Config:
         owner = SAME_ACCOUNT.get(name, name)
         env = PROVIDERS.get(owner)
         key_names = env.api_key if env else (f"WINDLASS_{name.upper().replace('-', '_')}_API_KEY",)
-        key = self._keys.get(name) or self._first(key_names)
-        stated = table.get("api_key") or self.user_providers.get(owner, {}).get("api_key")
+        both = {**self.user_providers.get(owner, {}), **table}
+        # An access token that the user states comes before a key of the environment, as in reference C.
+        login = "access" in both and "api_key" not in both
+        key = self._keys.get(name) or (None if login else self._first(key_names))
+        stated = both.get("api_key")
         if key is None and isinstance(stated, str):
             key_names = (stated[4:],) if stated.startswith("env:") else key_names
             key = self.environ.get(stated[4:]) if stated.startswith("env:") else stated

@@ -12,22 +12,34 @@ import sys
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from windlass.core.config import Config, Value, read_environment, typed
+from windlass.core.config import Config, PolicyTable, Value, read_environment, typed
 from windlass.core.errors import ConfigError, UnknownNameError
 from windlass.core.models import override
 from windlass.core.routes import read_routes
-from windlass.core.settings import SETTINGS
+from windlass.core.settings import PROVIDERS, SETTINGS
 
-__all__ = ["config_home", "data_home", "default_files", "load_config", "read_env_file"]
+__all__ = [
+    "MANAGED",
+    "config_home",
+    "data_home",
+    "default_files",
+    "foreign_addresses",
+    "load_config",
+    "read_env_file",
+]
 
-_TABLES = frozenset({"providers", "routes", "models", "server"})
+_TABLES = frozenset({"providers", "routes", "models", "server", "policy"})
+#: Where whoever manages this machine states a policy for everybody on it; no variable moves it.
+MANAGED = Path("/etc/windlass/windlass.toml")
 #: What a [providers.NAME] table may hold, and of which type.
 _PROVIDER_KEYS: dict[str, tuple[str, tuple[type, ...]]] = {
     **dict.fromkeys(("dialect", "base_url", "api_key", "model"), ("text", (str,))),
-    **dict.fromkeys(("auth_header", "headers", "capabilities", "extra_body"), ("a table", (dict,))),
+    **dict.fromkeys(("access", "refresh", "account_id", "credentials"), ("text", (str,))),
+    **dict.fromkeys(("auth_header", "headers", "capabilities", "extra_body", "oauth"), ("a table", (dict,))),
     "timeout": ("a number of seconds", (int, float)),
+    "expires": ("a time in seconds or milliseconds since 1970", (int, float)),
 }
 #: What no env file may set: what finds programs and libraries, where we keep things, and whom connections go through
 #: or trust. Names are compared in upper case.
@@ -37,6 +49,7 @@ _NEVER = re.compile(
     r"|(?:LD|DYLD|GIT|XDG|NODE|PERL|RUBY|BASH_FUNC)_.*|PYTHON.*)"
 )
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_STRENGTH = ("managed", "user", "project")
 _MAX_FILE = 1 << 20
 
 
@@ -45,9 +58,11 @@ def load_config(
     flags: Mapping[str, Any] | None = None,
     environ: Mapping[str, str] | None = None,
     files: tuple[tuple[Path, bool], ...] | None = None,
+    managed: Path | None = None,
 ) -> Config:
     """Read the settings: `files` are (path, trusted), the strongest first; None means the usual two places.
 
+    `managed` (default: `MANAGED`) is the machine's own file, of which only `[policy]` is read, whatever `files` are.
     What a person should hear is in the result's `notices`; telling it is the caller's. Raises ConfigError for a broken
     file (naming the line) or value, UnknownNameError for a key that is none.
     """
@@ -57,6 +72,7 @@ def load_config(
     providers: dict[str, Any] = {}
     routes: dict[str, Any] = {}
     server: dict[str, Any] = {}
+    policies = _managed(MANAGED if managed is None else managed)
     for key, value in (flags or {}).items():
         if value is not None:
             values[key] = Value(typed(SETTINGS[key], value, f"flag --{key.replace('_', '-')}"), f"flag --{key}")
@@ -64,8 +80,39 @@ def load_config(
         values.setdefault(key, value)
     for path, trusted in default_files(environ) if files is None else files:
         if path.is_file():
-            _take_file(path, trusted, values, providers, routes, server, notices)
-    return Config(values, environ=environ, providers=providers, routes=routes, server=server, notices=tuple(notices))
+            data = _read_toml(path)
+            if "policy" in data:
+                policies.append(_policy(path, "user" if trusted else "project", data.pop("policy")))
+            _take_file(path, data, trusted, values, providers, routes, server, notices)
+    policies.sort(key=lambda each: _STRENGTH.index(each.layer))
+    return Config(
+        values,
+        environ=environ,
+        providers=providers,
+        routes=routes,
+        server=server,
+        policies=tuple(policies),
+        notices=tuple(notices),
+    )
+
+
+def _managed(path: Path) -> list[PolicyTable]:
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        raise ConfigError(f"Cannot read {path}: {error.strerror}.") from error
+    data = _read_toml(path)
+    if data.keys() - {"policy"}:
+        raise ConfigError(f"{path} may only hold [policy].", hint="It is for whoever manages this machine.")
+    return [_policy(path, "managed", data["policy"])] if data else []
+
+
+def _policy(path: Path, layer: Literal["managed", "user", "project"], table: Any) -> PolicyTable:
+    if not isinstance(table, dict):
+        raise ConfigError(f"{path}: policy must be a table.")
+    return PolicyTable(layer, str(path), table)  # pyright: ignore[reportUnknownArgumentType] - TOML is untyped
 
 
 def default_files(environ: Mapping[str, str]) -> tuple[tuple[Path, bool], ...]:
@@ -79,6 +126,7 @@ def default_files(environ: Mapping[str, str]) -> tuple[tuple[Path, bool], ...]:
 
 def _take_file(
     path: Path,
+    data: dict[str, Any],
     trusted: bool,
     values: dict[str, Value],
     providers: dict[str, Any],
@@ -86,7 +134,6 @@ def _take_file(
     server: dict[str, Any],
     notices: list[str],
 ) -> None:
-    data = _read_toml(path)
     for key, value in data.items():
         if key in _TABLES:
             if not trusted:
@@ -210,3 +257,20 @@ def read_env_file(path: str | Path) -> tuple[dict[str, str], list[str]]:
         else:
             out[name] = value
     return out, refused
+
+
+def foreign_addresses(named: Mapping[str, str], config: Config) -> list[str]:
+    """Return the variables of an env file that would send a key of the user's to an address of the file's.
+
+    `named` is what the file sets, `config` the settings without it. An address is taken where the file brings the
+    key along, or where there is none to lose.
+    """
+    found: list[str] = []
+    for name, vendor in PROVIDERS.items():
+        addresses = [*vendor.base_url, *vendor.extra.get("refresh_url", ())]
+        settings = config.provider_settings(name)
+        # A login that is kept is bound to its address by itself.
+        own = settings.api_key or "access" in settings.table or "credentials" in settings.table
+        if own and not any(key in named for key in vendor.api_key):
+            found.extend([address for address in addresses if address in named])
+    return found
