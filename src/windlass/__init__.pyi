@@ -14,6 +14,7 @@ from windlass.agent.presets import coding as coding
 from windlass.agent.presets import define_preset as define_preset
 from windlass.agent.run import Run as Run
 from windlass.agent.session import Session as Session
+from windlass.agent.sessions import Sessions as Sessions
 from windlass.agent.stats import RunStats as RunStats
 from windlass.agent.stats import flatten_turns as flatten_turns
 from windlass.agent.stats import stats_by_model as stats_by_model
@@ -86,9 +87,14 @@ from windlass.sinks.metrics import Metrics as Metrics
 from windlass.sinks.record import Recorder as Recorder
 from windlass.sinks.record import read_events as read_events
 from windlass.sinks.replay import ReplayProvider as ReplayProvider
+from windlass.stores.filemap import FileMapStore as FileMapStore
 from windlass.stores.memory import MemoryStore as MemoryStore
+from windlass.stores.remote import RemoteStore as RemoteStore
 from windlass.stores.sqlite import SqliteStore as SqliteStore
 from windlass.tools.function import tool as tool
+from windlass.tools.interaction import create_interaction_tool as create_interaction_tool
+from windlass.tools.skill_files import define_skill as define_skill
+from windlass.tools.spawn import create_spawn_tool as create_spawn_tool
 from windlass.wire.convert import auto_convert as auto_convert
 from windlass.wire.convert import from_anthropic as from_anthropic
 from windlass.wire.convert import from_openai as from_openai

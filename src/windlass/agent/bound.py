@@ -19,4 +19,6 @@ class Bound:
         self.tool = tool
         self.name = name or tool.spec.name
         self.spec = tool.spec if self.name == tool.spec.name else msgspec.structs.replace(tool.spec, name=self.name)
-        self.validator: Validator = compile_schema(tool.spec.input_schema)
+        #: A tool may bring its own, which knows other names of its arguments.
+        own: Validator | None = getattr(tool, "validator", None)
+        self.validator = own or compile_schema(tool.spec.input_schema)

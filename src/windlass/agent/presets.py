@@ -34,4 +34,5 @@ coding: Mapping[str, Any] = define_preset(
         "You are a careful assistant that works with tools in the user's folder. Read before you change, make the "
         "smallest change that does the task, check the result, and say briefly what you did."
     ),
+    behavior={"require_read_before_edit": True, "compact_strategy": "summary"},
 )

@@ -418,6 +418,27 @@ class SessionVersionError(SessionError):
     code = "session_version"
 
 
+class UndoError(SessionError):
+    """Report files that were not restored; `paths` names them, `restored` those that were before it failed."""
+
+    code = "undo"
+
+    def __init__(
+        self, message: str, *, paths: Iterable[str] = (), restored: Iterable[str] = (), hint: str = ""
+    ) -> None:
+        super().__init__(message, hint=hint)
+        self.paths, self.restored = tuple(paths), tuple(restored)
+
+    def context(self) -> dict[str, Any]:
+        return {"paths": list(self.paths), "restored": list(self.restored)}
+
+
+class MailboxFull(SessionError):
+    """Report a session that has as many messages waiting as it may; nothing was queued."""
+
+    code = "mailbox_full"
+
+
 class StoreError(SessionError):
     """Report a store that could not keep or read rows; what was acknowledged before stays."""
 

@@ -214,13 +214,20 @@ class ProviderSwitched(Event, frozen=True, tag="provider.switched"):
 
 
 class ContextCompacted(Event, frozen=True, tag="context.compacted"):
-    """The model's view of the history was shortened; the ledger keeps all of it."""
+    """The model's view of the history was shortened; the ledger keeps all of it.
+
+    `upto` counts the messages of the view, as it was before, that this is about. `tail`: long tool output in them is
+    replaced by a note; `summary` and `cut`: `summary` stands in their place. `usage` and `cost` (nano-dollars) are what
+    the model used that wrote it.
+    """
 
     strategy: str
     before_tokens: int = 0
     after_tokens: int = 0
     upto: int = 0
     summary: str = ""
+    usage: Usage | None = None
+    cost: int | None = None
 
 
 class BudgetExceeded(Event, frozen=True, tag="budget.exceeded"):
@@ -317,12 +324,19 @@ class InputQueued(Event, frozen=True, tag="input.queued"):
 
 
 class FileChanged(Event, frozen=True, tag="file.changed"):
-    """A tool wrote a file. `before` and `after` are SHA-256 of the content, None where there is no file."""
+    """A tool wrote a file. `before` and `after` are SHA-256 of the content, None where there is no file.
+
+    The row is kept before the file is written, listeners are told after. `status`: done; failed (what the row before
+    announced did not happen); initial (a file that a session's own virtual workspace began with); undone and redone
+    (`turn` is the row position of the first turn that was undone, or of the last one that was redone).
+    """
 
     path: str
     call_id: str = ""
     before: str | None = None
     after: str | None = None
+    status: Literal["done", "failed", "initial", "undone", "redone"] = "done"
+    turn: int | None = None
 
 
 class ConfigChanged(Event, frozen=True, tag="config.changed"):

@@ -11,7 +11,7 @@ from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
 
 from msgspec import Struct
 
-from windlass.core.events import Event
+from windlass.core.events import Event, FileChanged
 from windlass.core.items import Item
 from windlass.core.messages import Blob, ResponseStatus, Text, Uri
 from windlass.core.request import Request, ToolSpec
@@ -19,6 +19,7 @@ from windlass.core.usage import Usage
 
 __all__ = [
     "Approver",
+    "Blobs",
     "Capability",
     "CapabilityHost",
     "Embedder",
@@ -121,6 +122,13 @@ class ToolContext(Protocol):
 
     async def emit(self, event: Event) -> None:
         """Make a fact known; a durable one is kept before this returns."""
+
+    async def keep(self, path: str, before: bytes | None, after: bytes | None) -> FileChanged:
+        """Put a change of a file on record, with both contents, before it is made; None: there is no file.
+
+        `emit` what this returns once the change is made, or with `status="failed"` when it was not.
+        """
+        ...
 
     async def run_child(self, **spec: Any) -> Any:
         """Run a sub-agent whose events bubble and whose usage counts here."""
@@ -287,6 +295,17 @@ class SessionInfo(Struct, frozen=True, omit_defaults=True):
     parent_pos: int | None = None
 
 
+class Blobs(Protocol):
+    """Keeps contents of files that a session changed, each once, as long as the session is kept.
+
+    `put` returns the SHA-256 in hex, once the content is as durable as a row; it raises SessionNotFound for a session
+    that has no row yet. `get` is None for what this session does not have. A fork has what its parent had.
+    """
+
+    async def put(self, session: str, data: bytes, *, tenant: str = "") -> str: ...
+    async def get(self, session: str, sha256: str, *, tenant: str = "") -> bytes | None: ...
+
+
 @runtime_checkable
 class Store(Protocol):
     """Keeps ledgers: append, read, list, delete.
@@ -296,7 +315,8 @@ class Store(Protocol):
     its parent's rows. `read` gives rows of positions [start, end). `delete` is False when there was nothing; forks of
     a deleted session keep the rows they share. Appends of one session are applied in the order of the calls. A store
     whose `append` never waits may say so with an attribute `immediate = True`; one that can keep what a running call
-    has printed, so that a crash does not lose it, has an attribute `running` (`append`, `take`, `drop`).
+    has printed, so that a crash does not lose it, has an attribute `running` (`append`, `take`, `drop`); one that keeps
+    contents of files, which undo needs, has an attribute `blobs` (`Blobs`).
     """
 
     async def append(self, session: str, rows: Sequence[Row], expected_pos: int, *, tenant: str = "") -> None: ...

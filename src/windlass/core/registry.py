@@ -36,16 +36,25 @@ BUILTIN: dict[str, dict[str, str]] = {
             "files": ("read_file", "write_file", "edit", "multi_edit", "list_files"),
             "search": ("glob", "grep"),
             "shell": ("shell",),
+            "patching": ("apply_patch",),
+            "todo": ("todo_write",),
+            "outline": ("outline",),
+            "fileops": ("file",),
+            "web": ("web_fetch", "http_request"),
             "basic": ("echo", "utc"),
+            "spawn": ("spawn",),
         }.items()
         for name in names
     },
     "toolsets": {
-        name: f"windlass.tools.toolsets:{name.upper()}" for name in ("files", "basic", "coding", "demo", "none")
+        **{name: f"windlass.tools.toolsets:{name.upper()}" for name in ("files", "basic", "coding", "demo", "none")},
+        "web": "windlass.tools.web:WEB",
     },
     "stores": {
         "memory": "windlass.stores.memory:MemoryStore",
         "sqlite": "windlass.stores.sqlite:SqliteStore",
+        "remote": "windlass.stores.remote:RemoteStore",
+        "filemap": "windlass.stores.filemap:folder",
         "postgresql": "windlass.stores.postgres:PostgresStore",
         "postgres": "windlass.stores.postgres:PostgresStore",
     },
@@ -56,6 +65,9 @@ BUILTIN: dict[str, dict[str, str]] = {
     "workspaces": {
         "memory": "windlass.workspaces.memory:MemoryWorkspace",
         "local": "windlass.workspaces.local:LocalWorkspace",
+        "sandbox": "windlass.workspaces.sandbox:SandboxWorkspace",
+        "docker": "windlass.workspaces.docker:DockerWorkspace",
+        "remote": "windlass.workspaces.remote:connect",
     },
 }
 

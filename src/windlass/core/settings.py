@@ -52,6 +52,11 @@ SETTINGS: dict[str, Setting] = {
             note="C 50; D 10 in its example; A's 8 counts iterations of a loop mode: loop_max_turns",
         ),
         _s("loop_max_turns", "int", 8, "WINDLASS_LOOP_MAX_TURNS", "iterations of a loop mode"),
+        _s("max_cost", "float", None, "WINDLASS_MAX_COST", "dollars that one run may use, sub-agents included",
+            project=False),
+        _s("max_total_tokens", "int", None, "WINDLASS_MAX_TOTAL_TOKENS", "tokens that one run may use, sub-agents "
+            "included", project=False),
+        _s("run_seconds", "float", None, "WINDLASS_RUN_SECONDS", "seconds that one run may take", project=False),
         _s(
             "temperature", "float", None, "WINDLASS_TEMPERATURE", "0 to 2; unset leaves it to the provider",
             note="A 0.7 for Ollama only, E 0.7: ours is unset, and 0.7 in the chat agent of E",
@@ -72,6 +77,12 @@ SETTINGS: dict[str, Setting] = {
             note="A 15 s (named, never enforced), C 30 s for the shell: ours is 300 s, and 120 s for one shell command",
         ),
         _s("tools", "str", None, "WINDLASS_TOOLS", "tools of the command line, by name or set, with commas"),
+        _s("sandbox", "str", "auto", "WINDLASS_SANDBOX", "how commands are held: auto, bubblewrap, landlock, "
+            "docker:IMAGE or none", project=False, note="C runs them unconfined: ours is a sandbox where there is one"),
+        _s("sandbox_network", "str", "none", "WINDLASS_SANDBOX_NETWORK", "what commands reach: none, host, or hosts "
+            "with commas (`pypi.org:443,*.example.com`)", project=False),
+        _s("searxng", "str", None, "WINDLASS_SEARXNG", "address of a SearXNG of yours, for the tool web_search",
+            project=False),
         _s("store", "str", None, "WINDLASS_STORE", "where sessions are kept: sqlite:PATH, or memory to keep "
             "nothing; unset is sessions.db in the data folder", project=False),
         _s("accounts", "str", None, "WINDLASS_ACCOUNTS", "where keys, budgets and request records are kept: "
@@ -122,7 +133,7 @@ PROVIDERS: dict[str, ProviderEnv] = {
     "llama_cpp": _vendor("llama_cpp", "LLAMA_CPP_API_KEY", "LLAMA_CPP_BASE_URL", "LLAMA_CPP_MODEL"),
     "huggingface": _vendor("huggingface", "HF_TOKEN HF_API_TOKEN ABI_HF_API_TOKEN"),
     "codex": _vendor(
-        "codex", "CODEX_ACCESS_TOKEN", "CODEX_BASE_URL", "CODEX_MODEL",
+        "codex", "CODEX_ACCESS_TOKEN OPENAI_CODEX_API_KEY", "CODEX_BASE_URL", "CODEX_MODEL",
         account_id="CHATGPT_ACCOUNT_ID", home="CODEX_HOME", refresh_url="CODEX_REFRESH_TOKEN_URL_OVERRIDE",
     ),
     "gemini": _vendor("gemini", "GEMINI_API_KEY GOOGLE_API_KEY", "GEMINI_BASE_URL", "GEMINI_MODEL"),

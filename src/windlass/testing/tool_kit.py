@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import hashlib
 import re
 from collections.abc import Callable, Mapping, Sequence
 from types import SimpleNamespace
@@ -19,7 +20,7 @@ import msgspec
 
 from windlass.core import clock
 from windlass.core.errors import ToolError, WindlassError
-from windlass.core.events import Event
+from windlass.core.events import Event, FileChanged
 from windlass.core.json import dumps
 from windlass.core.messages import Blob, Text, Uri
 from windlass.core.ports import PermissionOption, Tool, ToolResult, Workspace
@@ -69,6 +70,10 @@ class FakeContext:
         """Keep an event."""
         self.events.append(event)
 
+    async def keep(self, path: str, before: bytes | None, after: bytes | None) -> FileChanged:
+        """Return the change, for `emit`; the contents are not kept."""
+        return FileChanged(path=path, call_id=self.call_id, before=_digest(before), after=_digest(after))
+
     async def run_child(self, **spec: Any) -> Any:
         """Answer with `child`. Raises ToolError without one."""
         if self._child is None:
@@ -87,6 +92,10 @@ class FakeContext:
         """Keep the question and return `answer`."""
         self.asked.append((name, input, reason))
         return self._answer
+
+
+def _digest(data: bytes | None) -> str | None:
+    return None if data is None else hashlib.sha256(data).hexdigest()
 
 
 async def call_tool(tool: Tool, args: Mapping[str, Any], ctx: Any = None) -> Any:

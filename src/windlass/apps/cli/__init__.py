@@ -11,12 +11,19 @@ __all__ = ["COMMANDS", "main"]
 COMMANDS: dict[str, tuple[str, str]] = {
     "run": ("run", "run a prompt: ask the model, let it use tools, show what happens"),
     "agent": ("chat", "talk to an agent, line by line"),
+    "tui": ("tui", "the coding agent in a terminal (windlass alone starts it)"),
+    "acp": ("acp", "serve the coding agent to an editor (Agent Client Protocol)"),
     "serve": ("serve", "serve models over HTTP in every dialect that clients speak"),
     "replay": ("replay", "show a recorded run again, byte for byte"),
     "sessions": ("sessions", "list, show, fork, export, import and delete kept conversations"),
     "keys": ("keys", "keys of the gateway: create, list, revoke, rotate, limits, usage"),
+    "auth": ("auth", "log in to a provider with an OAuth client of your own; status; log out"),
+    "trust": ("trust", "trust a folder: what in it may run or connect"),
+    "policy": ("policy", "show the rules, and explain what they say of a call"),
     "models": ("models", "list providers, and the models a provider offers"),
     "tools": ("info", "list the built-in tools"),
+    "skills": ("skills", "list, check and make skills"),
+    "mcp": ("mcp", "offer tools over MCP; list, approve, log in to MCP servers"),
     "config": ("info", "show settings and where each comes from"),
     "doctor": ("doctor", "check this installation"),
     "completion": ("completion", "print a completion script for bash, zsh or fish"),
@@ -45,6 +52,8 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     args = list(sys.argv[1:] if argv is None else argv)
     try:
+        if args[0:1] in ([], ["-c"], ["--continue"], ["-r"], ["--resume"]) and _at_terminal(args):
+            args.insert(0, "tui")
         if not args or args[0] in ("-h", "--help", "help"):
             return _print(usage())
         if args[0] in ("-V", "--version", "version"):
@@ -58,6 +67,12 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         # Before the command had its own way of being stopped.
         return 130
+
+
+def _at_terminal(args: list[str]) -> bool:
+    """Tell whether a person at a terminal asks for a conversation: nothing, or only which one to go on with."""
+    alone = len(args) < 2 or (len(args) == 2 and args[0] in ("-r", "--resume") and not args[1].startswith("-"))
+    return alone and all(stream is not None and stream.isatty() for stream in (sys.stdin, sys.stdout))
 
 
 def _print(text: str) -> int:

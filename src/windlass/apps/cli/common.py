@@ -14,9 +14,10 @@ from collections.abc import Callable, Coroutine, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
+from windlass.apps.cli.watchdog import watched
 from windlass.core import registry
 from windlass.core.config import Config
-from windlass.core.config_files import data_home, load_config, read_env_file
+from windlass.core.config_files import data_home, foreign_addresses, load_config, read_env_file
 from windlass.core.errors import (
     ConfigError,
     OutputError,
@@ -195,6 +196,9 @@ def configure(flags: Mapping[str, Any] | None = None, env_file: str | None = Non
     environ: dict[str, str] = dict(os.environ)
     if env_file is not None:
         named, refused = read_env_file(env_file)
+        if foreign := foreign_addresses(named, load_config(environ=environ)):
+            say(f"windlass: {env_file}: {', '.join(foreign)} ignored: your own key would be sent there.")
+            named = {name: value for name, value in named.items() if name not in foreign}
         if refused:
             say(
                 f"windlass: {env_file}: {', '.join(refused)} ignored: an env file sets providers' variables, not where "
@@ -236,7 +240,7 @@ async def known_session(store: Store, wanted: str) -> str:
 
 def run_async(make: Callable[[], Coroutine[Any, Any, int]]) -> int:
     """Run a coroutine on an event loop of its own, uvloop's where it is installed."""
-    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+    with asyncio.Runner(loop_factory=_loop_factory()) as runner, watched(runner.get_loop()):
         return runner.run(_explained(make()))
 
 

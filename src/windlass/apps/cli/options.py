@@ -22,6 +22,11 @@ __all__ = ["behavior_of", "configuration_of", "images_of", "prompt_of", "run_par
 MAX_STDIN = 8 << 20
 #: How large an attachment may be.
 MAX_ATTACHMENT = 64 << 20
+#: Settings that are behaviors of the agent.
+_BEHAVIORS = (
+    "max_tokens", "max_turns", "max_cost", "max_total_tokens", "run_seconds", "temperature", "top_p", "thinking",
+    "tool_timeout", "max_attempts",
+)  # fmt: skip
 
 
 def run_parser(command: str, description: str) -> Parser:
@@ -58,6 +63,10 @@ def _tool_options(parser: Parser) -> None:
     add("--tools", metavar="NAMES", help="tools or sets, with commas: files, basic, none, ...")
     add("--yes", action="store_true", help="allow every call of these tools without asking")
     add("--workspace", metavar="DIR", help="the folder the tools act in (default: this one)")
+    add("--mode", choices=("plan", "ask", "auto-edit", "sandboxed-auto"), help="what is done without asking")
+    add("--sandbox", metavar="KIND", help="how commands are held: auto, bubblewrap, landlock, docker:IMAGE or none")
+    add("--bare", action="store_true", help="no skills, MCP servers and instruction files")
+    add("--yolo", action="store_true", help="ask nothing; only in a sandbox or a container")
     add("--memory-files", metavar="PATH", action="append", help="act on a copy of these files or folders in memory")
 
 
@@ -122,7 +131,7 @@ def behavior_of(options: argparse.Namespace, config: Config) -> dict[str, Any]:
     then counts (8 by default).
     """
     out: dict[str, Any] = {}
-    for key in ("max_tokens", "max_turns", "temperature", "top_p", "thinking", "tool_timeout", "max_attempts"):
+    for key in _BEHAVIORS:
         found = config.where(key)
         if found.origin != "default" and found.value is not None:
             out[key] = found.value

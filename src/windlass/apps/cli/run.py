@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -15,14 +16,17 @@ from windlass.agent.plan import RunResult
 from windlass.agent.policy import Policy
 from windlass.agent.presets import coding
 from windlass.agent.session import Session
-from windlass.apps.cli.approve import CarefulApprover, TerminalApprover
+from windlass.apps.assembly import Assembly, assemble
+from windlass.apps.cli.approve import CarefulApprover, TerminalApprover, YesApprover
 from windlass.apps.cli.common import INTERRUPTED, Parser, exit_code, known_session, open_store, run_async, say
 from windlass.apps.cli.display import Display, print_json, print_result, result_code
 from windlass.apps.cli.interrupts import Interrupts, interruptible
 from windlass.apps.cli.options import behavior_of, configuration_of, images_of, prompt_of, run_parser
+from windlass.apps.cli.policy import protected_in, yolo_allowed, yolo_record
 from windlass.core import registry
 from windlass.core.config import Config
 from windlass.core.errors import AbortedError, ConfigError, SessionNotFound, WindlassError
+from windlass.core.events import DURABLE
 from windlass.core.messages import Blob
 from windlass.core.ports import Sink, Store, Tool, Workspace
 from windlass.local.embedded import embedded_model
@@ -44,6 +48,9 @@ class Speaker(Struct, frozen=True):
 
     agent: Agent
     notice: str = ""
+    parts: Assembly | None = None
+    #: What bounds a run that asks nothing, where `--yolo` was given.
+    yolo: str = ""
 
 
 def main(name: str, args: list[str]) -> int:
@@ -68,6 +75,7 @@ async def _main(
     store = open_store(config)
     try:
         session = await find_session(speaker.agent, options, store)
+        await record_yolo(session, speaker)
         return await one_run(interrupts, speaker, session, options, prompt, images)
     finally:
         await store.close()
@@ -81,20 +89,37 @@ def make_speaker(options: argparse.Namespace, config: Config) -> Speaker:
     if demo:
         say(f"windlass: {_DEMO_NOTICE}")
     person = TerminalApprover.open()
+    tools = _tools(config.get("tools"), demo)
+    parts = assemble(
+        config,
+        folder=options.workspace or ".",
+        shell=any("shell" in tool.spec.name for tool in tools),
+        workspace=_virtual(options),
+        mode=options.mode or ("sandboxed-auto" if options.yes and not demo else None),
+        sandbox=options.sandbox,
+        extras=not demo and not options.bare,
+    )
+    for notice in parts.notices:
+        say(f"windlass: {notice}")
+    yolo = _yolo(options, parts)
     approver: Any = person
     if demo:
         approver = CarefulApprover(person, lambda: agent.workspace, yes=options.yes)
+    elif options.yes or yolo:
+        approver = YesApprover(person, protected_in(options.workspace or "."))
     agent = Agent(
         model,
         config=config,
         system=options.system if options.system is not None else None if demo else coding["system"],
-        tools=_tools(config.get("tools"), demo),
-        workspace=_workspace(options),
-        policy=Policy("ask" if demo or not options.yes else "allow"),
+        tools=tools,
+        workspace=parts.workspace,
+        capabilities=parts.capabilities,
+        policy=Policy("ask") if demo else parts.permissions,
         approver=approver,
+        behavior={} if demo else coding["behavior"],
         **behavior_of(options, config),
     )
-    return Speaker(agent, _DEMO_NOTICE if demo else "")
+    return Speaker(agent, _DEMO_NOTICE if demo else "", parts, yolo)
 
 
 def is_embedded(model: str, config: Config) -> bool:
@@ -117,9 +142,20 @@ def _tools(stated: str | None, demo: bool) -> list[Tool]:
     return tools
 
 
-def _workspace(options: argparse.Namespace) -> Workspace:
+def _yolo(options: argparse.Namespace, parts: Assembly) -> str:
+    """Return what bounds a run with `--yolo`. Raises PermissionRefused where nothing does (S120)."""
+    if not options.yolo:
+        return ""
+    bound = yolo_allowed(os.environ, parts.permissions.confined)
+    parts.permissions.yolo = True
+    parts.permissions.mode = "yolo"
+    say(f"windlass: --yolo: nothing is asked; what bounds it is {bound}.")
+    return bound
+
+
+def _virtual(options: argparse.Namespace) -> Workspace | None:
     if options.memory_files is None:
-        return registry.make("workspaces", f"local:{options.workspace or '.'}")
+        return None
     if options.workspace:
         raise ConfigError("--workspace and --memory-files exclude each other.", hint="Leave one of them out.")
     files: dict[str, bytes] = {}
@@ -137,6 +173,13 @@ def _workspace(options: argparse.Namespace) -> Workspace:
             except OSError as error:
                 raise ConfigError(f"--memory-files: cannot read {path}: {error.strerror}.") from error
     return registry.resolve("workspaces", "memory")(files)
+
+
+async def record_yolo(session: Session, speaker: Speaker) -> None:
+    """Put on record that nothing is asked in this session, and what bounds it."""
+    if speaker.yolo:
+        await session.create()
+        await session.ledger.commit([event for event in yolo_record(speaker.yolo) if type(event) in DURABLE])
 
 
 async def find_session(agent: Agent, options: argparse.Namespace, store: Store) -> Session:
