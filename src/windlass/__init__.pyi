@@ -7,11 +7,12 @@ from windlass.agent.hooks import HookContext as HookContext
 from windlass.agent.ledger import output_bytes as output_bytes
 from windlass.agent.plan import AbortSignal as AbortSignal
 from windlass.agent.plan import RunResult as RunResult
+from windlass.agent.policy import Permissions as Permissions
 from windlass.agent.policy import Policy as Policy
-from windlass.agent.policy import Rule as Rule
 from windlass.agent.presets import basic as basic
 from windlass.agent.presets import coding as coding
 from windlass.agent.presets import define_preset as define_preset
+from windlass.agent.rules import Rule as Rule
 from windlass.agent.run import Run as Run
 from windlass.agent.session import Session as Session
 from windlass.agent.sessions import Sessions as Sessions

@@ -40,6 +40,8 @@ from windlass.testing.validity import check_anthropic, check_ollama, check_opena
 from windlass.wire import anthropic, ollama, openai_chat
 
 SOAK = bool(os.environ.get("WINDLASS_SOAK"))
+# `make soak` chooses by mark; otherwise these are tests like the others.
+pytestmark = [pytest.mark.soak] if SOAK else []
 
 
 def assert_valid(messages: list[Message] | tuple[Message, ...]) -> None:

@@ -118,6 +118,7 @@ async def test_memory_files_leave_the_disk_untouched(cli: Cli) -> None:
     (cli.folder / "in" / "b.bin").write_bytes(b"\xff\x00")
     (cli.folder / "one.txt").write_text("1")
     script = [
+        calls(("read_file", {"path": "a.txt"})),
         calls(
             ("edit", {"path": "a.txt", "old_string": "old", "new_string": "new"}),
             ("write_file", {"path": "sub/c.txt", "content": "c"}),
@@ -129,7 +130,7 @@ async def test_memory_files_leave_the_disk_untouched(cli: Cli) -> None:
         cli.use(server)
         options = ("--yes", "--memory-files", "in", "--memory-files", "one.txt")
         done = await cli("run", *options, "--output", "json", "go")
-        assert tool_results(server)[2].strip().endswith("1")
+        assert tool_results(server)[3].strip().endswith("1")
         again = await cli("run", *options, "go")
     assert done.json()["files"] == {"a.txt": "new", "sub/c.txt": "c"} and done.json()["deleted"] == []
     assert "changed in memory" in done.err or done.code == 0

@@ -30,7 +30,7 @@ async def test_yes_runs_it_once_and_asks_again(cli: Cli, terminal: Start) -> Non
         screen = terminal("run", "go")
         for _ in range(2):
             shown = await screen.until(ASK)
-            assert "Allow shell? (it may change things)" in shown and "    command: echo one > a\r\n" in shown
+            assert "Allow shell? (it runs a command)" in shown and "    command: echo one > a\r\n" in shown
             screen.type("y\n")
         assert await screen.ended() == 0
     assert (cli.folder / "a").read_text() == "one\n"
@@ -265,7 +265,7 @@ async def test_a_conversation_in_tmux(cli: Cli, tmp_path: Path) -> None:
             await until(ASK.strip())
             await tmux("send-keys", "-t", "t", "y", "Enter")
             shown = await until("written")
-            assert "Allow write_file? (it may change things)" in shown and "created a" in shown
+            assert "Allow write_file? (it changes files)" in shown and "created a" in shown
         finally:
             await tmux("kill-server")
     assert (cli.folder / "a").read_text() == "hi"

@@ -188,6 +188,10 @@ async def test_s88_what_a_command_writes_is_not_obeyed_at_the_next_start(cli: Cl
     async with FaultServer([calls(("shell", {"command": line})), says("done")]) as server:
         cli.use(server)
         assert (await cli("run", "--yes", "go")).code == 0
+        # In the sandbox the file cannot be written at all; without one the change is seen at the next start.
+        assert (cli.folder / ".mcp.json").read_text() == "{}" and (await cli("trust")).code == 0
+        server.script.extend([calls(("shell", {"command": line})), says("done")])
+        assert (await cli("run", "--yes", "--sandbox", "none", "go")).code == 0
     shown = await cli("trust")
     assert shown.code == 3 and "changed: ~ .mcp.json" in shown.out
 

@@ -22,7 +22,9 @@ from windlass.testing.faults import FaultServer, Received, Reply
 
 #: Routes whose parameter is something that a tenant has, and those whose parameter is nobody's.
 SCOPED = {"/v1/responses/{response}", "/v1/responses/{response}/input_items", "/v1/sessions/{session}",
-          "/v1/keys/{key}", "/v1/keys/{key}/rotate"}  # fmt: skip
+          "/v1/keys/{key}", "/v1/keys/{key}/rotate",
+          *[f"/windlass/v1/workspaces/{{workspace}}{what}" for what in (
+              "", "/files/read", "/files/write", "/files/delete", "/files/stat", "/files/list", "/exec")]}  # fmt: skip
 UNSCOPED = {
     "/v1/models/{model}", "/model/{model}/converse", "/model/{model}/converse-stream",
     "/v1beta/models/{model}:generateContent", "/v1beta/models/{model}:streamGenerateContent",
@@ -72,8 +74,10 @@ def chat(**more: Any) -> dict[str, Any]:
 async def test_s43_what_another_tenant_has_is_as_if_it_were_not_there(gateway: StartGateway) -> None:
     assert {row.path for row in ENDPOINTS if "{" in row.path} == SCOPED | UNSCOPED
     async with FaultServer(answers) as upstream:
-        made = await start(gateway, upstream)
+        made = await start(gateway, upstream, workspaces={"allow": ["memory"]})
         ann, bob = await key(made, "ann", tenant="a"), await key(made, "bob", tenant="b")
+        spawned = await post(made, "/windlass/v1/workspaces", ann, {"kind": "memory"})
+        workspace = str(msgspec.json.decode(spawned.body)["id"])
         made_by_ann = await post(made, "/v1/responses", ann, {"model": "fake", "input": SECRET})
         response = str(msgspec.json.decode(made_by_ann.body)["id"])
         assert (await post(made, "/v1/chat/completions", ann, chat(session_id="s-ann"))).status == 200
@@ -82,7 +86,8 @@ async def test_s43_what_another_tenant_has_is_as_if_it_were_not_there(gateway: S
         for endpoint in ENDPOINTS:
             if endpoint.path not in SCOPED:
                 continue
-            own = response if "response" in endpoint.path else "s-ann" if "session" in endpoint.path else row.key_id
+            kinds = {"{response}": response, "{session}": "s-ann", "{key}": row.key_id, "{workspace}": workspace}
+            (own,) = [name for part, name in kinds.items() if part in endpoint.path]
             unknown = own[:-1] + ("0" if own[-1] != "0" else "1")
             pairs = [(rulers["b"], rulers["a"])] if endpoint.access == "admin" else [(bob, ann), (rulers["b"], ann)]
             for other, _ in pairs:
@@ -95,6 +100,8 @@ async def test_s43_what_another_tenant_has_is_as_if_it_were_not_there(gateway: S
                 assert told[0] == told[1] and told[0][0] == 404, (endpoint.path, told)
         for path in (f"/v1/responses/{response}", f"/v1/responses/{response}/input_items", "/v1/sessions/s-ann"):
             assert (await ask(made.port, request("GET", path, ann))).status == 200
+        there = await post(made, f"/windlass/v1/workspaces/{workspace}/files/list", ann, {})
+        assert there.status == 200 and msgspec.json.decode(there.body)["entries"] == []
         assert (await ask(made.port, request("GET", "/api/version", ann))).status == 200
 
 

@@ -185,7 +185,7 @@ def _ask(up: InProcess, operation: Any, mode: GenerationMode) -> Counter[int]:
 async def test_schemathesis_finds_no_5xx_and_no_lie(gateway: StartGateway, mode: GenerationMode) -> None:
     up = await gateway(
         routes={"here": "echo:x"}, environ={"OLLAMA_BASE_URL": "http://127.0.0.1:9"},
-        server={"workspaces": {"allow": ["memory", "sandbox"], "per_key": 100, "total": 100}},
+        server={"workspaces": {"allow": ["memory", "local"], "per_key": 100, "total": 100}},
     )  # fmt: skip
     schema = schemathesis.openapi.from_dict(document(up.gateway.routes.endpoints, keys=False))
     schema.config.update(base_url=up.url)

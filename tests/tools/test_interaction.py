@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +24,25 @@ SCHEMA: dict[str, Any] = {
     "properties": {"question": {"type": "string"}, "choices": {"type": "array", "items": {"type": "string"}}},
     "required": ["question"],
 }
+
+
+def gives(value: Any) -> Callable[[dict[str, Any]], Any]:
+    def function(args: dict[str, Any]) -> Any:
+        return value
+
+    return function
+
+
+def same(args: dict[str, Any]) -> Any:
+    return args
+
+
+class Later:
+    """An answer that has to be awaited, from a function that is not async."""
+
+    def __await__(self) -> Generator[Any, None, str]:
+        yield from asyncio.sleep(0).__await__()
+        return "later"
 
 
 def answers(agent: Agent) -> list[tuple[Any, str]]:
@@ -65,16 +85,23 @@ async def test_functions_of_every_kind() -> None:
             return [1, 2]
 
     ctx = FakeContext()
-    for function, expected in (
-        (plain, "HM?"), (with_context, "call_0"), (Asker(), "[1,2]"), (lambda _: None, ""), (lambda _: 3, "3"),
-        (lambda args: with_context(args, ctx), "call_0"), (lambda _: "", ""), (lambda _: False, "false"),
-    ):  # fmt: skip
+    given: list[tuple[Callable[..., Any], str]] = [
+        (plain, "HM?"),
+        (with_context, "call_0"),
+        (Asker(), "[1,2]"),
+        (gives(None), ""),
+        (gives(3), "3"),
+        (gives(""), ""),
+        (gives(False), "false"),
+        (gives(Later()), "later"),
+    ]
+    for function, expected in given:
         tool = create_interaction_tool("ask", SCHEMA, function)
         assert await call_tool(tool, {"question": "hm?"}, ctx) == expected
     done = await check_tool(create_interaction_tool("ask", SCHEMA, plain), good_args=[{"question": "x"}], bad_args=[{}])
     assert len(done) == 5
     with pytest.raises(ToolError, match="cannot be read by a model"):
-        await call_tool(create_interaction_tool("ask", SCHEMA, lambda _: object()), {"question": "x"})
+        await call_tool(create_interaction_tool("ask", SCHEMA, gives(object())), {"question": "x"})
 
 
 async def test_a_type_can_be_the_schema() -> None:
@@ -83,7 +110,7 @@ async def test_a_type_can_be_the_schema() -> None:
         question: str
         urgent: bool = False
 
-    tool = create_interaction_tool("ask", Ask, lambda args: args)
+    tool = create_interaction_tool("ask", Ask, same)
     assert tool.spec.input_schema["required"] == ["question"]
     assert await call_tool(tool, {"question": "q", "urgent": "true"}) == '{"question":"q","urgent":true}'
 

@@ -186,8 +186,10 @@ async def test_a_client_that_is_killed_takes_its_command_with_it(gateway: StartG
     await until(lambda: not alive(mark))
 
 
-async def test_a_server_that_is_killed_is_a_typed_error_and_the_next_one_says_so_too(serve: Serve) -> None:
-    served = serve(ALL)
+async def test_a_server_that_is_killed_is_a_typed_error_and_the_next_one_says_so_too(
+    serve: Serve, tmp_path: Path
+) -> None:
+    served = serve(f"{ALL}folder = '{tmp_path}'\n")  # what it leaves behind goes with the test
     space = RemoteWorkspace(HttpSandbox(served.url, ruler(served), kind="local"))
     begun: list[bytes] = []
     ran = asyncio.create_task(space.exec("echo begun; sleep 60", timeout=None, on_output=begun.append))

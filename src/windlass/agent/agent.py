@@ -19,7 +19,7 @@ from windlass.agent.run import Run
 from windlass.agent.session import Session, prompt_parts
 from windlass.agent.spawn import spawn
 from windlass.agent.sync import run_in_background
-from windlass.core import registry
+from windlass.core import clock, registry
 from windlass.core.errors import ConfigError, UnknownNameError, WindlassError
 from windlass.core.events import Event
 from windlass.core.messages import Blob, Message, Prompt, Uri
@@ -28,6 +28,8 @@ from windlass.core.ports import Approver, Capability, Provider, Sink, Store, Too
 __all__ = ["DEFAULT_SYSTEM", "Agent", "Tools"]
 
 DEFAULT_SYSTEM = "You are a helpful assistant."
+#: Seconds that one capability may take to open.
+OPENING = 300.0
 #: A toolset's name, or tools: functions, Tool objects, names of built-in tools, toolset names.
 Tools = str | Sequence[Any] | Mapping[str, Any] | None
 E_ = TypeVar("E_", bound=Event)
@@ -219,13 +221,16 @@ class Agent:
     async def _open(self, host: _Host) -> None:
         while self._to_open:
             capability = self._to_open[0]
+            scope = clock.deadline(OPENING)
             try:
-                await capability.open(host)
-            except (WindlassError, OSError):
-                raise
+                async with scope:
+                    await capability.open(host)
             except Exception as error:
-                text = f"Capability {type(capability).__qualname__} could not be opened"
-                raise ConfigError(f"{text}: {type(error).__name__}: {error}.") from error
+                if isinstance(error, (WindlassError, OSError)) and not scope.expired():
+                    raise
+                why = f"no end within {OPENING:g} s" if scope.expired() else f"{type(error).__name__}: {error}"
+                name = type(capability).__qualname__
+                raise ConfigError(f"Capability {name} could not be opened: {why}.") from error
             self._to_open.pop(0)
 
     async def destroy(self) -> None:

@@ -239,7 +239,8 @@ class Permission:
         return [(answer, why) for answer in answers]
 
     def _verdict(self, asked: Asked, previews: tuple[Preview, ...], answer: Answer, why: str, digest: str) -> Verdict:
-        expected = {each.path: "" if each.before is None else hashlib.sha256(each.before).hexdigest() for each in previews}
+        seen = {each.path: each.before for each in previews}
+        expected = {path: "" if data is None else hashlib.sha256(data).hexdigest() for path, data in seen.items()}
         if isinstance(answer, str):
             if not answer.startswith("allow"):
                 return self._refused(asked, REFUSED + why)

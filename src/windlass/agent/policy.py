@@ -158,7 +158,7 @@ class Policy(Struct, frozen=True):
 
     def fallback(self, spec: ToolSpec) -> Decision:
         """Return what holds where no rule matches."""
-        if self.default == "ask" and spec.annotations.read_only:
+        if self.default == "ask" and spec.annotations.read_only and not spec.annotations.open_world:
             return Decision("allow", "it only reads")
         return Decision(self.default, "it may change things" if self.default == "ask" else f"default {self.default}")
 

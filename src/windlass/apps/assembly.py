@@ -66,9 +66,8 @@ def workspace_for(folder: str, kind: str, network: str = "none") -> tuple[Worksp
     hosts: Any = [host.strip() for host in network.split(",") if host.strip()]
     if network in ("none", "host", ""):
         hosts = network or "none"
-    made = registry.resolve("workspaces", "sandbox")(folder, level=kind, network=hosts)
-    weaker = made.confinement if made.confinement.startswith("landlock") else ""
-    return made, [f"the sandbox is {weaker}: {'; '.join(made.not_held)}"] if weaker else []
+    # Made with the first command: most runs end without one, and files need none of it.
+    return registry.resolve("workspaces", "sandbox")(folder, level=kind, network=hosts, lazy=True), []
 
 
 def assemble(
@@ -95,7 +94,7 @@ def assemble(
     trusted = _trusted(here, environ, notices) if extras and workspace is None else False
     capabilities: list[Capability] = []
     if extras and workspace is None:
-        capabilities = _capabilities(here, environ, trusted, mcp_servers, home or Path.home())
+        capabilities = _capabilities(here, environ, trusted, mcp_servers, home or Path.home(), notices)
     if workspace is None:
         if shell or capabilities:
             kind, network = sandbox or str(config.get("sandbox")), str(config.get("sandbox_network"))
@@ -104,7 +103,10 @@ def assemble(
         else:
             workspace = registry.make("workspaces", f"local:{folder}")
     place: Any = workspace
-    confined = getattr(place, "confinement", "") == "bubblewrap" or type(place).__name__ == "DockerWorkspace"
+
+    def confined() -> bool:
+        return getattr(place, "confinement", "") == "bubblewrap" or type(place).__name__ == "DockerWorkspace"
+
     permissions = permissions_from(
         config.policies, mode=mode, confined=confined, protected=protected_in(folder), yolo=yolo
     )  # fmt: skip
@@ -126,7 +128,7 @@ def _trusted(here: str, environ: Mapping[str, str], notices: list[str]) -> bool:
 
 
 def _capabilities(
-    here: str, environ: Mapping[str, str], trusted: bool, mcp_servers: Any, home: Path
+    here: str, environ: Mapping[str, str], trusted: bool, mcp_servers: Any, home: Path, notices: list[str]
 ) -> list[Capability]:
     found: list[Capability] = []
     settings, data = config_home(environ), data_home(environ)
@@ -143,13 +145,22 @@ def _capabilities(
     if mcp_servers or (settings / "mcp.json").is_file() or (trusted and (Path(here) / ".mcp.json").is_file()):
         read: Any = registry.load("windlass.tools.mcp_config:user_servers")
         own, variables = read(settings, environ)
-        projects: Any = registry.load("windlass.tools.mcp_config:project_servers")
+        projects: Any = () if not trusted else _project_servers(here, variables, notices)
         given: Any = registry.load("windlass.tools.mcp_config:read_servers")(mcp_servers or [])
         rows: dict[str, Any] = {}
-        for server in (*given, *own, *(projects(here, trusted=True, variables=variables) if trusted else ())):
+        for server in (*given, *own, *projects):
             rows.setdefault(server.name, server)
         found.append(registry.resolve("capabilities", "mcp")(list(rows.values())))
     return found
+
+
+def _project_servers(here: str, variables: Any, notices: list[str]) -> Any:
+    """Return the MCP servers of a trusted folder; a broken file of it is told and does not stop the agent."""
+    try:
+        return registry.load("windlass.tools.mcp_config:project_servers")(here, trusted=True, variables=variables)
+    except ConfigError as error:
+        notices.append(str(error))
+        return ()
 
 
 def _instructs(here: Path, settings: Path) -> bool:

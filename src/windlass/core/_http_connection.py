@@ -216,7 +216,8 @@ class Connection(asyncio.Protocol):
             self._parser.feed_data(data)
         except httptools.HttpParserError as error:
             if not exchange.done:
-                self._came.clear()
+                if self._came:
+                    self._body(exchange)  # what was sound of it
                 self._refuse(exchange, error)
                 return
             self._surplus = True

@@ -65,6 +65,7 @@ class Exchange:
         "_body_left",
         "_decoder",
         "_due",
+        "_expected",
         "_max_body",
         "_phase",
         "_progress",
@@ -125,6 +126,7 @@ class Exchange:
         self._waiter: asyncio.Future[None] | None = None
         self._phase = ""
         self._due = inf
+        self._expected: float | None = None
         self._progress = idle_on == "progress"
         self._accounted = self._progress or timeouts.min_rate > 0
         self._began = self._waited = self._window = 0.0
@@ -170,6 +172,8 @@ class Exchange:
         phase = "total" if total else self._phase
         limits = {"send": self._timeouts.first_byte, "total": self._timeouts.total}
         limit = limits.get(phase, getattr(self._timeouts, phase, None))
+        if self.listener is not None and not total:
+            limit = self._expected
         what = "no progress came, though bytes did," if phase == "idle" and self._progress else _PHASES[phase]
         return TransportTimeout(f"{self.endpoint}: {what} within {limit} s.", phase=phase, endpoint=self.endpoint)
 
@@ -190,8 +194,8 @@ class Exchange:
         return waiter
 
     def expect(self, seconds: float | None, phase: str) -> None:
-        """Give what a listener waits for `seconds` from now on; more than that is an error."""
-        self._phase = phase
+        """Give what a listener waits for `seconds` from now on, None: without end; more than that is an error."""
+        self._phase, self._expected = phase, seconds
         self._due = at = inf if seconds is None else self.loop.time() + seconds
         if self.source is not None:
             self.source.arm(min(self._total_at, at))
@@ -298,7 +302,11 @@ class Exchange:
         return self.abort(ProtocolError(f"The server's answer cannot be read: {error}.", endpoint=self.endpoint))
 
     def abort(self, error: TransportError) -> TransportError:
-        """Close the connection, if it is still ours, and make `error` what every further read raises."""
+        """Close the connection, if it is still ours, and make `error` what every further read raises.
+
+        A listener, who calls this, is told nothing more.
+        """
+        self.listener = None
         self.pieces.clear()
         self._decoder = None
         self.done = False

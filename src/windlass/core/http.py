@@ -16,6 +16,7 @@ import ipaddress
 import os
 import ssl
 from collections.abc import Callable, Mapping, Sequence
+from http import HTTPStatus
 from math import inf
 from types import TracebackType
 from typing import Self
@@ -31,6 +32,7 @@ from windlass.core.errors import ConfigError, ConnectError, ProtocolError, Trans
 from windlass.core.threads import run_in_thread
 
 __all__ = [
+    "REASONS",
     "Client",
     "Exchange",
     "HeaderInput",
@@ -42,12 +44,17 @@ __all__ = [
     "Timeouts",
     "TlsError",
     "Url",
+    "default_context",
     "endpoint",
     "parse_url",
 ]
 
+#: The phrases of RFC 9110 by status.
+REASONS = {status.value: status.phrase for status in HTTPStatus}
 MAX_BODY = 64 * 1024 * 1024
 MAX_HEADERS = 64 * 1024
+#: A larger request is sent as the server takes it, which takes a task.
+_AT_ONCE = 1024 * 1024
 
 
 class Client:
@@ -97,7 +104,7 @@ class Client:
         self._connections: set[Connection] = set()
         self._urls: dict[str, tuple[Url, Proxy | None]] = {}
         self._heads: dict[tuple[object, ...], bytes] = {}
-        self._starts: dict[str, tuple[HeaderInput, bytes]] = {}
+        self._starts: dict[str, tuple[dict[str, str], bytes]] = {}
 
     async def __aenter__(self) -> Self:
         self._running_loop()
@@ -176,21 +183,28 @@ class Client:
         self,
         url: str,
         *,
-        headers: HeaderInput,
+        headers: Mapping[str, str],
         body: bytes,
         timeouts: Timeouts,
         listener: Callable[[Exchange], Callable[[], None]],
     ) -> Exchange | None:
-        """POST over a connection that is idle now; None, with nothing done, where there is none.
+        """POST over a connection that is idle now; None, with nothing done, where there is none or much to send.
 
         `listener` makes the function that is called at every change of the exchange, without any task: `status` and
         `headers` once the head is here, `take()` for the body, `done`, `error`. Whoever listens says with `expect` how
         long it may take, decodes nothing, and gives the request up with `abort`.
         """
         found = self._urls.get(url)
-        if found is None or self._closed:
+        if found is None or self._closed or len(body) > _AT_ONCE:
             return None
         where, proxy = found
+        known = self._starts.get(url)
+        if known is None or known[0] != headers:
+            # The same headers for every request, most of the time; a renewed token changes them in their place.
+            if len(self._starts) >= 256:
+                self._starts.clear()
+            head = self._head("POST", where, headers, 1, proxy, None)
+            known = self._starts[url] = (dict(headers), head.removesuffix(b"content-length: 1\r\n\r\n"))
         host = self._hosts.get((where.scheme, where.host, where.port, ""))
         if host is None or not host.idle or not host.take():
             return None
@@ -208,13 +222,6 @@ class Client:
         exchange.reused = True
         exchange.listener = listener(exchange)
         connection.begin(exchange)
-        known = self._starts.get(url)
-        if known is None or known[0] is not headers:
-            # The same headers for every request, most of the time: `_head` has checked them.
-            if len(self._starts) >= 256:
-                self._starts.clear()
-            head = self._head("POST", where, headers, 1, proxy, None)
-            known = self._starts[url] = (headers, head.removesuffix(b"content-length: 1\r\n\r\n"))
         connection.send_whole(b"%bcontent-length: %d\r\n\r\n" % (known[1], len(body)), body)
         exchange.expect(timeouts.first_byte, "first_byte")
         return exchange
@@ -344,7 +351,7 @@ class Client:
     async def _tls(self) -> ssl.SSLContext:
         if self._context is None:
             # Reading the system's store takes tens of milliseconds, which the loop is spared.
-            context = await run_in_thread(_default_context)
+            context = await run_in_thread(default_context)
             self._context = self._context or context
         return self._context
 
@@ -419,7 +426,8 @@ def _budget(seconds: float | None, phase: str, total_at: float) -> tuple[float |
     return (left, "total") if seconds is None or left < seconds else (seconds, phase)
 
 
-def _default_context() -> ssl.SSLContext:
+def default_context() -> ssl.SSLContext:
+    """Read the system's trust store, which takes tens of milliseconds, and return what TLS connections use."""
     context = ssl.create_default_context()
     context.set_alpn_protocols(["http/1.1"])
     return context

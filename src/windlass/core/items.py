@@ -61,14 +61,19 @@ class UsageItem(Struct, frozen=True, tag="usage"):
 
 
 class NoticeItem(Struct, frozen=True, tag="notice", omit_defaults=True):
-    """What happened on the way: a retry, a switch to another provider, a substituted model, a dropped setting."""
+    """What happened on the way: a retry, a switch to another provider, a substituted model, a dropped setting.
 
-    kind: Literal["retry", "switched", "substituted", "warning"]
+    With "refreshed" a login was renewed; `detail` then has what the hook `oauth:refresh` tells, which holds secrets and
+    goes nowhere else.
+    """
+
+    kind: Literal["retry", "switched", "substituted", "warning", "refreshed"]
     message: str
     provider: str | None = None
     model: str | None = None
     attempt: int | None = None
     delay: float | None = None
+    detail: Any = None
 
 
 class Finish(Struct, frozen=True, tag="finish", omit_defaults=True):

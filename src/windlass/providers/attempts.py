@@ -129,6 +129,7 @@ class Attempts:
         self._step: tuple[Target, float] | None = None
         self._told: Target | None = None
         self._renewing: Target | None = None
+        self._made: Target | None = None
         #: A token of the allowance in hand, and whether the current call was paid with one.
         self._paid = self._cost = self._entered = False
         self._patience = max_wait
@@ -143,12 +144,26 @@ class Attempts:
 
     # -- the walk --------------------------------------------------------------------------------------------------
 
+    def resume(self, target: Target) -> None:
+        """Begin with a call that was made already, without leave: `next` gives its target at once, whatever it is now.
+
+        That another request found the target failing meanwhile is no reason to drop what this one got.
+        """
+        self._made = target
+
     async def next(self) -> Target | None:
         """Return the target to ask now, after the wait that is due; None when there is none any more."""
         self.abandoned()
         if not self._entered:
             self._entered = True
             self._allowance.requested()
+        if self._made is not None:
+            target, self._made = self._made, None
+            self.budget.take_attempt()
+            if self._given is not None:
+                self._given.take_attempt()
+            self._enter(target, target.breaker.late())
+            return target
         try:
             if self._renewing is not None:
                 await self._renew(self._renewing)
@@ -342,6 +357,10 @@ class Attempts:
         if not self.budget.take_attempt() or not (self._given is None or self._given.take_attempt()):
             leave.release()
             return False
+        self._enter(target, leave)
+        return True
+
+    def _enter(self, target: Target, leave: Pass) -> None:
         past = self._past[target.name]
         self._cost = self._costs(target, past.asked)
         if self._cost:
@@ -350,7 +369,6 @@ class Attempts:
         self._told, self._patience = None, self._max_wait
         past.asked += 1
         self.count += 1
-        return True
 
     def _tell(self, target: Target, wait: float) -> None:
         """Add the notice of a retry or a switch, once for each step."""

@@ -143,6 +143,12 @@ class Breaker:
         return self.available and (not self._misfit_until or clock.monotonic() >= self._misfit_until)
 
     @property
+    def sound(self) -> bool:
+        """Whether it may be asked without leave: it is closed, and nothing is known against it."""
+        unfit = self._misfit_until and clock.monotonic() < self._misfit_until
+        return self._open_until is None and not unfit and not self.resting
+
+    @property
     def ready_in(self) -> float:
         """Seconds until it may be asked: its rest, and what is left of its cool-down; a probe may be under way then."""
         cooling = 0.0 if self._open_until is None else self._open_until - clock.monotonic()
@@ -156,6 +162,10 @@ class Breaker:
         if leave.probe:
             self._probe, self._probe_since = leave, clock.monotonic()
         return leave
+
+    def late(self) -> Pass:
+        """Return the Pass of a call that was made without leave, while it was `sound`; it opened since, or did not."""
+        return Pass(self._report, self._epoch if self._open_until is None else -1, probe=False)
 
     def _probing(self) -> bool:
         return self._probe is not None and clock.monotonic() - self._probe_since < self.limits.lease
@@ -172,7 +182,7 @@ class Breaker:
         self._misfit_until = clock.monotonic() + self.limits.longest
 
     def well(self, latency: float | None) -> None:
-        """Count an answer to who asked without leave, as may be done while nothing is known against the target."""
+        """Count an answer to who asked without leave, as may be done while it is `sound`."""
         if latency is not None:
             self.latency = latency if self.latency is None else self.latency + _ALPHA * (latency - self.latency)
         if self._open_until is None:

@@ -25,7 +25,7 @@ from windlass.core.errors import (
     WireError,
 )
 from windlass.core.estimate import estimate_tokens
-from windlass.core.http import Client, Streaming, StreamResponse, Timeouts, endpoint
+from windlass.core.http import Client, Exchange, Streaming, StreamResponse, Timeouts, endpoint
 from windlass.core.items import Finish, Item, NoticeItem, ReasoningItem, TextItem, ToolCallItem
 from windlass.core.messages import Reasoning, Text
 from windlass.core.models import Capabilities, facts_of
@@ -207,6 +207,25 @@ class RemoteProvider:
         limits = timeouts or self._timeouts
         return self.client.stream("POST", url, headers=headers, body=body, timeouts=limits, idle_on="progress")
 
+    def forward_now(
+        self,
+        body: bytes,
+        model: str,
+        *,
+        stream: bool,
+        timeouts: Timeouts,
+        listener: Callable[[Exchange], Callable[[], None]],
+    ) -> Exchange | None:
+        """Send as `forward` does, over a connection that is idle now; None where none is. See `Client.send_now`.
+
+        None also for a kind of provider whose `forward` does more than to send, as to have a token first.
+        """
+        if type(self).forward is not RemoteProvider.forward:
+            return None
+        url = self.address(model, stream=stream)
+        headers = self._signed(url, self.headers, body)
+        return self.client.send_now(url, headers=headers, body=body, timeouts=timeouts, listener=listener)
+
     def _signed(self, url: str, headers: Mapping[str, str], body: bytes, method: str = "POST") -> Mapping[str, str]:
         return headers if self._sign is None else self._sign(method, url, headers, body)
 
@@ -221,9 +240,17 @@ class RemoteProvider:
 
     def _headers(self, request: Request) -> dict[str, str]:
         fields: dict[str, str] = getattr(self.dialect, "header_fields", {})
-        extra = request.settings.extra
-        asked = {header: ",".join(extra[field]) for field, header in fields.items() if extra.get(field)}
-        return {**self.headers, **asked} if asked else self.headers
+        asked: dict[str, list[str]] = {}
+        for field, header in fields.items():
+            # A request adds to what the provider always asks for; each name once.
+            for source in (self.extra_body, request.settings.extra):
+                if given := source.get(field):
+                    names = asked.setdefault(header, [self.headers[header]] if header in self.headers else [])
+                    names.extend([given] if isinstance(given, str) else given)
+        if not asked:
+            return self.headers
+        whole = {header: ",".join(names).split(",") for header, names in asked.items()}
+        return {**self.headers, **{h: ",".join(dict.fromkeys(map(str.strip, names))) for h, names in whole.items()}}
 
     def _limits(self, request: Request) -> Timeouts:
         budget = request.budget

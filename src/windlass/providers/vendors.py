@@ -21,6 +21,8 @@ from windlass.core.settings import PROVIDERS
 from windlass.providers.bedrock import BedrockProvider
 from windlass.providers.codex import CodexProvider
 from windlass.providers.gemini import GeminiProvider
+from windlass.providers.oauth import AccountProvider, account_of
+from windlass.providers.oauth_account import Account
 from windlass.providers.ollama import OllamaProvider
 from windlass.providers.remote import RemoteProvider
 from windlass.providers.retry import Retrying
@@ -68,7 +70,8 @@ class Vendor(Struct, frozen=True):
     """One row. `key` says whether a key is needed: always, or only if one is configured (`optional`).
 
     `reasoning` is how thinking is asked for where the model is known to reason. `spoken` replaces the dialect object
-    where a vendor wants it slightly otherwise. `headers` maps header names to one of the vendor's own settings.
+    where a vendor wants it slightly otherwise. `headers` maps header names to one of the vendor's own settings. `oauth`
+    is how people log in there, as fields of OAuthSettings; the client id is always the user's own.
     """
 
     base_url: str
@@ -82,6 +85,7 @@ class Vendor(Struct, frozen=True):
     spoken: Any = None
     headers: Mapping[str, str] = {}
     static_headers: Mapping[str, str] = {}
+    oauth: Mapping[str, Any] = {}
 
 
 #: Dialects whose vendors need more than an address.
@@ -92,24 +96,71 @@ _KINDS: dict[str, type[RemoteProvider]] = {
     "bedrock": BedrockProvider,
     "codex": CodexProvider,
 }
+
+
+class _GeminiAccount(AccountProvider, GeminiProvider):
+    """Gemini with a login."""
+
+
+class _OllamaAccount(AccountProvider, OllamaProvider):
+    """A server that speaks Ollama's dialect, with a login."""
+
+
+#: The same with a login; a kind that is not here takes none.
+_WITH_ACCOUNT: dict[type[RemoteProvider], type[AccountProvider]] = {
+    RemoteProvider: AccountProvider,
+    GeminiProvider: _GeminiAccount,
+    OllamaProvider: _OllamaAccount,
+    CodexProvider: CodexProvider,
+}
+#: auth.openai.com/.well-known/openid-configuration
+_OPENAI = {
+    "authorize_url": "https://auth.openai.com/oauth/authorize",
+    "token_url": "https://auth.openai.com/oauth/token",
+    "scopes": "openid profile email offline_access",
+}
+#: What Anthropic's own SDK sends with the tokens of a login (`anthropic/lib/credentials`); it states no page for it.
+_ANTHROPIC = {
+    "token_url": "https://api.anthropic.com/v1/oauth/token",
+    "body": "json",
+    "headers": {"anthropic-beta": "oauth-2025-04-20"},
+}
+#: huggingface.co/docs/hub/oauth
+_HUGGINGFACE = {
+    "authorize_url": "https://huggingface.co/oauth/authorize",
+    "token_url": "https://huggingface.co/oauth/token",
+    "device_url": "https://huggingface.co/oauth/device",
+    "scopes": "openid profile inference-api",
+}
+#: ai.google.dev/gemini-api/docs/oauth, accounts.google.com/.well-known/openid-configuration
+_GOOGLE = {
+    "authorize_url": "https://accounts.google.com/o/oauth2/v2/auth",
+    "token_url": "https://oauth2.googleapis.com/token",
+    "revoke_url": "https://oauth2.googleapis.com/revoke",
+    "scopes": (
+        "https://www.googleapis.com/auth/cloud-platform https://www.googleapis.com/auth/generative-language.retriever"
+    ),
+    "parameters": {"access_type": "offline", "prompt": "consent"},
+}
 _CHAT = openai_chat.DIALECT
 _PLAIN = Capabilities(vision=True, documents=False)
 VENDORS: dict[str, Vendor] = {
     "openai": Vendor(
         "https://api.openai.com/v1", "gpt-4.1-mini", reasoning="effort",
         capabilities=Capabilities(max_tokens_field="max_completion_tokens"),
-        headers={"openai-organization": "organization"},
+        headers={"openai-organization": "organization"}, oauth=_OPENAI,
     ),
     "openai-responses": Vendor(
         "https://api.openai.com/v1", "gpt-4.1-mini", "openai-responses", reasoning="effort",
         capabilities=Capabilities(image_in_tool_result=True),
-        headers={"openai-organization": "organization"},
+        headers={"openai-organization": "organization"}, oauth=_OPENAI,
     ),
     # The key is a login: without one of ours, that of the Codex CLI.
     "codex": Vendor(
         "https://chatgpt.com/backend-api/codex", "gpt-5.5", "codex", key="optional", reasoning="effort",
         capabilities=Capabilities(image_in_tool_result=True, reasoning="effort"),
         static_headers={"openai-beta": "responses=experimental", "originator": "windlass"},
+        oauth=_OPENAI,
     ),
     "openrouter": Vendor(
         "https://openrouter.ai/api/v1", "openrouter/auto", reasoning="effort",
@@ -123,7 +174,7 @@ VENDORS: dict[str, Vendor] = {
         capabilities=Capabilities(
             cache_breakpoints=True, image_in_tool_result=True, structured_output=False, prefill=True
         ),
-        static_headers={"anthropic-version": "2023-06-01"},
+        static_headers={"anthropic-version": "2023-06-01"}, oauth=_ANTHROPIC,
     ),
     "ollama": Vendor(
         "http://127.0.0.1:11434", "qwen3.5:9b", "ollama", key="optional", reasoning="switch",
@@ -152,10 +203,11 @@ VENDORS: dict[str, Vendor] = {
     "cohere": Vendor("https://api.cohere.ai/compatibility/v1", "command-a-03-2025", capabilities=_PLAIN),
     "huggingface": Vendor(
         "https://router.huggingface.co/v1", "openai/gpt-oss-120b", reasoning="effort", capabilities=_PLAIN,
-        spoken=replace(_CHAT, valid_arguments=True),
+        spoken=replace(_CHAT, valid_arguments=True), oauth=_HUGGINGFACE,
     ),
     "gemini": Vendor(
         "https://generativelanguage.googleapis.com", "gemini-2.5-flash", "gemini", "x-goog-api-key", "",
+        oauth=_GOOGLE,
     ),
     "llama_cpp": Vendor(
         "http://127.0.0.1:8080", "local-model", key="optional", capabilities=replace(_PLAIN, prefill=True),
@@ -224,7 +276,8 @@ def make(name: str, config: Config) -> Provider:
     """Make the provider of a vendor. Raises MissingKeyError, ConfigError and UnknownNameError."""
     settings = config.provider_settings(name)
     vendor = vendor_of(settings)
-    if vendor.key == "required":
+    account = account_of(settings, config, vendor.oauth, vendor.base_url)
+    if vendor.key == "required" and account is None:
         settings.require_key()
     extra_body = settings.table.get("extra_body", {})
     headers = {header: settings.extra[key] for header, key in vendor.headers.items() if key in settings.extra}
@@ -232,7 +285,9 @@ def make(name: str, config: Config) -> Provider:
         scheme = f"{vendor.auth_scheme} " if vendor.auth_scheme else ""
         headers[vendor.auth_header.lower()] = f"{scheme}{settings.api_key}"
     spoken = DIALECTS[vendor.dialect]
-    kind = _KINDS.get(vendor.dialect, RemoteProvider)
+    kind, more = _kind(name, vendor.dialect, account)
+    if account is not None:
+        headers = _joined({**vendor.static_headers, **headers}, account.headers)
     provider = kind(
         name,
         vendor.spoken if vendor.spoken is not None and vendor.dialect == "openai-chat" else spoken.dialect,
@@ -249,5 +304,26 @@ def make(name: str, config: Config) -> Provider:
         idle_timeout=config.get("idle_timeout"),
         connect_timeout=config.get("connect_timeout"),
         environ=config.environ,
+        **more,
     )
     return Retrying(provider, max_wait=config.get("max_wait"))
+
+
+def _kind(name: str, dialect: str, account: Account | None) -> tuple[type[RemoteProvider], dict[str, Any]]:
+    kind = _KINDS.get(dialect, RemoteProvider)
+    if account is None:
+        return kind, {}
+    if kind not in _WITH_ACCOUNT:
+        raise ConfigError(
+            f"{name} takes no login.", hint=f"Remove access, credentials and oauth of [providers.{name}]."
+        )
+    return _WITH_ACCOUNT[kind], {"account": account}
+
+
+def _joined(headers: dict[str, str], more: Mapping[str, str]) -> dict[str, str]:
+    """Return headers with those of a login; where both have one (betas), it holds the words of both."""
+    out = {name.lower(): value for name, value in headers.items()}
+    for name, value in more.items():
+        words = [*out.get(name.lower(), "").split(","), *value.split(",")]
+        out[name.lower()] = ",".join(dict.fromkeys([word.strip() for word in words if word.strip()]))
+    return out

@@ -12,7 +12,7 @@ from windlass.core.http import Exchange
 from windlass.providers.target import Target
 from windlass.server.hiding import hide
 from windlass.server.job import Job
-from windlass.server.relay import as_provider_error, relay
+from windlass.server.relay import as_provider_error, located, relay
 from windlass.server.rescue import rescue
 from windlass.server.translate import translate
 from windlass.wire.openai_chat import DIALECT, OPENROUTER
@@ -31,12 +31,13 @@ async def answer(job: Job, work: Work | None = None, prepare: Work | None = None
     """Serve the request; whatever happens, one record is written and what was reserved is settled.
 
     `work` answers it in place of `attempt`; `prepare` runs once the route is known and before anything is reserved;
-    `reservation` is what was reserved before.
+    `reservation` is what was reserved before. A route that was chosen before stays, whatever was configured since.
     """
     call, report = job.call, job.report
     try:
-        job.gateway.check_model(call.identity, job.model)
-        job.chosen = job.gateway.router.route(job.model)
+        if job.chosen is None:
+            job.gateway.check_model(call.identity, job.model)
+            job.chosen = job.gateway.router.route(job.model)
         if prepare is not None:
             await prepare(job)
         if not job.by_turns and reservation is None:
@@ -65,13 +66,16 @@ async def attempt(
     job: Job,
     ask: Callable[[Job, Target], Awaitable[None]] | None = None,
     able: Callable[[Target], bool] | None = None,
+    made: Target | None = None,
 ) -> None:
     """Ask targets in turn until one has answered. `ask` asks one, in place of a model; `able` leaves some out.
 
-    Raises the preferred target's error when nobody could answer.
+    `made` is who was asked already: its turn is first. Raises the preferred target's error when nobody could answer.
     """
     report = job.report
     attempts = job.attempts = job.route.attempts(job.needs(), job.budget)
+    if made is not None:
+        attempts.resume(made)
     while (target := await attempts.next()) is not None:
         if able is not None and not able(target):
             attempts.skip()
@@ -97,7 +101,7 @@ async def attempt(
     raise attempts.last_error
 
 
-def resumed(given: Exchange | WindlassError | None) -> Work:
+def resumed(given: Exchange | TransportError | ProviderError | None) -> Work:
     """Return the work that goes on with what came of a first try: an answer to read, an error, or nothing."""
 
     async def work(job: Job) -> None:
@@ -114,9 +118,10 @@ def resumed(given: Exchange | WindlassError | None) -> Work:
             elif isinstance(came, TransportError):
                 raise as_provider_error(came, job, target) from came
             else:
-                raise came
+                raise located(came, target)
 
-        await attempt(job, ask)
+        # Where nothing came, nobody has seen the request: it begins anew.
+        await attempt(job, ask, made=None if given is None else job.route.targets[0])
 
     return work
 

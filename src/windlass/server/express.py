@@ -29,6 +29,8 @@ __all__ = ["Express", "express"]
 log = logging.getLogger("windlass.server")
 #: Routes whose limits of time are remembered.
 _KEPT = 1024
+#: Seconds that a request's body may have taken for its limits to be those of all.
+_AT_ONCE = 0.1
 
 
 def express(gateway: Any, call: Call, ended: Callable[[Call], None]) -> Express | None:
@@ -39,6 +41,7 @@ def express(gateway: Any, call: Call, ended: Callable[[Call], None]) -> Express 
     ingress = call.endpoint.ingress
     if gateway.cache is not None:
         return None
+    reservation: Any = None
     try:
         fields = peek(call.body)
         if ingress is CHAT and not is_plain(fields):
@@ -47,38 +50,47 @@ def express(gateway: Any, call: Call, ended: Callable[[Call], None]) -> Express 
                       fields=fields)  # fmt: skip
         route = job.chosen = gateway.router.route(job.model)
         target = route.targets[0]
-        if len(route.targets) > 1 or not target.breaker.healthy or not passes(job, target):
+        if len(route.targets) > 1 or not target.breaker.sound or not passes(job, target):
             return None
         gateway.check_model(call.identity, job.model)
+        body, hide = outgoing(job, target)
         reservation = gateway.reserve_now(job)
         if reservation is False:
             return None
-    except WindlassError:
-        return None  # the other way tells it better
-    work = Express(gateway, job, target, reservation, ended)
-    body, hide = outgoing(job, target)
-    work.hide = hide
-    limits = timeouts(job) if job.patience is not None else gateway.limits.get((job.model, job.stream))
-    if limits is None:
+        work = Express(gateway, job, target, reservation, ended)
+        work.hide = hide
+        limits = _limits(gateway, job)
+        work.exchange = target.provider.forward_now(body, target.model, stream=job.stream, timeouts=limits,
+                                                    listener=work.listen)  # fmt: skip
+        if work.exchange is not None:
+            work.begin(limits)
+            return work
+    except WindlassError as error:
+        # The other way tells it better.
+        log.debug("request %s cannot go the straight way: %s", call.id, error)
+    if reservation:
+        gateway.accounts.release(reservation)
+    return None
+
+
+def _limits(gateway: Any, job: Job) -> Timeouts:
+    """Return the limits of a request, which are the same for all of a model that were sent at once."""
+    if job.patience is not None or clock.monotonic() - job.call.received > _AT_ONCE:
+        return timeouts(job)
+    found: Timeouts | None = gateway.limits.get((job.model, job.stream))
+    if found is None:
         if len(gateway.limits) >= _KEPT:
             gateway.limits.clear()
-        limits = gateway.limits[job.model, job.stream] = timeouts(job)
-    work.exchange = target.provider.forward_now(body, target.model, stream=job.stream, timeouts=limits,
-                                                listener=work.listen)  # fmt: skip
-    if work.exchange is None:
-        if reservation is not None:
-            gateway.accounts.release(reservation)
-        return None
-    work.begin(limits)
-    return work
+        found = gateway.limits[job.model, job.stream] = timeouts(job)
+    return found
 
 
 class Express:
     """One request on the straight way. Stands where a task does: it can be cancelled, and is done at its end."""
 
     __slots__ = (
-        "_draining", "_ended", "_first", "_gateway", "_over", "_passing", "_reservation", "_slow", "_target",
-        "exchange", "hide", "job",
+        "_draining", "_ended", "_first", "_gateway", "_given_up", "_limits", "_over", "_passing", "_reservation",
+        "_slow", "_target", "exchange", "hide", "job",
     )  # fmt: skip
 
     def __init__(self, gateway: Any, job: Job, target: Target, reservation: Any, ended: Callable[[Call], None]) -> None:
@@ -87,8 +99,9 @@ class Express:
         self.exchange: Exchange | None = None
         self.hide = False
         self._passing: Passing | None = None
-        self._slow = self._draining = self._over = False
+        self._slow = self._draining = self._over = self._given_up = False
         self._first = 0.0
+        self._limits = Timeouts()
 
     def listen(self, exchange: Exchange) -> Callable[[], None]:
         """Return what the exchange calls at every change."""
@@ -101,6 +114,7 @@ class Express:
         report.target, report.model, report.attempts = target.name, target.model, 1
         self.job.upstream_since = clock.monotonic()
         assert limits.first_byte is not None
+        self._limits = limits
         self._first = self.job.upstream_since + limits.first_byte
         gateway.stats.entered(call)
         gateway.running[id(call)] = call
@@ -120,26 +134,31 @@ class Express:
         try:
             if self._draining:
                 self._drained(exchange)
+            elif self._passing is not None and (exchange.pieces or exchange.error is None):
+                self._piece(exchange, self._passing)
+                if exchange.error is not None:
+                    self.changed()
             elif exchange.error is not None:
                 self._failed(exchange, exchange.error)
-            elif self._passing is not None:
-                self._piece(exchange, self._passing)
             elif exchange.status:
                 self._head(exchange)
+        except TransportError as error:
+            self._failed(exchange, error)  # too much came
         except Exception as error:
             self._broke(error)
 
     def cancel(self, msg: object = None) -> None:
         """Give the request up: the client left, its key was revoked, or the server stops."""
         if self._over:
+            self._given_up = True  # who goes on has not begun
             return
         job, exchange = self.job, self.exchange
         ending = job.call.ending
         job.report.outcome = "client_gone" if ending is None else "interrupted"
-        if exchange is not None:
-            exchange.listener = None
-            if not exchange.done:
-                exchange.abort(TransportError(f"The request was given up: {msg}.", endpoint=exchange.endpoint))
+        if exchange is not None and not exchange.done:
+            exchange.abort(TransportError(f"The request was given up: {msg}.", endpoint=exchange.endpoint))
+        if self._passing is not None:
+            self._passing.tell()
         if ending is not None:
             job.fail(ending)
         self._close()
@@ -163,9 +182,10 @@ class Express:
                 self._hand_over(exchange)
                 return
             self._passing = Passing(self.job, self._target, self.hide, self._plainly())
-            self._wait(exchange)
+            # Of the body there is the time that is left of the head's.
+            exchange.expect(self._first - clock.monotonic(), "idle")
             self._piece(exchange, self._passing)
-        elif not kind.startswith(b"application/json"):
+        elif exchange.paused or not kind.startswith(b"application/json"):
             self._hand_over(exchange)
         elif exchange.done:
             try:
@@ -175,7 +195,7 @@ class Express:
                 return
             self._answered()
         else:
-            self._wait(exchange)
+            exchange.expect(self._limits.idle, "idle")
 
     def _plainly(self) -> str | None:
         """Return the target's name where the answer needs no headers but those of all."""
@@ -200,7 +220,9 @@ class Express:
             exchange.expect(DRAIN, "idle")
             self._drained(exchange)
         elif slow is not None:
+            # Meanwhile what comes is held, up to a limit, and the server is not to blame.
             self._slow = True
+            exchange.expect(None, "idle")
             asyncio.ensure_future(slow).add_done_callback(self._caught_up)
         elif passing.progressed:
             self._wait(exchange)
@@ -227,7 +249,6 @@ class Express:
     def _answered(self) -> None:
         job, report = self.job, self.job.report
         job.upstream_done()
-        self._gateway.router.allowance.requested()
         first = None if report.first_at is None else report.first_at - job.call.received
         self._target.breaker.well(first)
         self._close()
@@ -237,6 +258,7 @@ class Express:
         call, gateway = self.job.call, self._gateway
         if self.exchange is not None:
             self.exchange.listener = None
+        gateway.router.allowance.requested()
         self.job.write_down(self._reservation)
         gateway.running.pop(id(call), None)
         gateway.stats.left(call)
@@ -250,6 +272,8 @@ class Express:
         passing = self._passing
         if isinstance(error, ProtocolError) and not exchange.started:
             self._go_on(None)  # a kept connection that was dead: nobody has seen the request
+        elif passing is None and exchange.status:
+            self._hand_over(exchange)  # of an error what there is of its body
         elif passing is None:
             self._go_on(error)
         else:
@@ -265,7 +289,7 @@ class Express:
         exchange.listener = None
         self._go_on(exchange)
 
-    def _go_on(self, given: Exchange | WindlassError | None) -> None:
+    def _go_on(self, given: Exchange | TransportError | ProviderError | None) -> None:
         """Go on as all requests do, with what came of the first try (None: nothing)."""
         exchange, call, gateway = self.exchange, self.job.call, self._gateway
         if exchange is not None:
@@ -273,20 +297,25 @@ class Express:
             if given is not exchange and not exchange.done and exchange.error is None:
                 exchange.abort(TransportError("The stream was closed by its reader.", endpoint=exchange.endpoint))
         self._over = True
-        gateway.running.pop(id(call), None)
         self.job.report.attempts = 0
         connection: Any = call.connection  # pyright: ignore[reportAttributeAccessIssue, reportUnknownMemberType]
         connection.go_on(call, gateway.serve(call, self._rest(given)))
 
-    def _rest(self, given: Exchange | WindlassError | None) -> Callable[[Any, Call], Awaitable[None]]:
+    def _rest(self, given: Exchange | TransportError | ProviderError | None) -> Callable[[Any, Call], Awaitable[None]]:
         async def handle(_: Any, __: Call) -> None:
-            await answer(self.job, resumed(given), reservation=self._reservation)
+            try:
+                await answer(self.job, _gave_up if self._given_up else resumed(given), reservation=self._reservation)
+            finally:
+                if isinstance(given, Exchange) and given.source is not None:
+                    given.abort(TransportError("The request was given up.", endpoint=given.endpoint))
 
         return handle
 
     def _broke(self, error: Exception) -> None:
         call = self.job.call
         log.error("request %s failed", call.id, exc_info=error)
+        if self._over:
+            return
         exchange = self.exchange
         if exchange is not None:
             exchange.listener = None
@@ -296,3 +325,8 @@ class Express:
         if call.started and getattr(call, "open", False):
             call.cut()
         self._close()
+
+
+async def _gave_up(_: Job) -> None:
+    """Stand for a task that was cancelled before it began."""
+    raise asyncio.CancelledError

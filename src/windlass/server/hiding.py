@@ -26,6 +26,7 @@ def secrets_of(provider: Any) -> set[str]:
     address = urlsplit(getattr(provider, "base_url", "") or "")
     user, _, password = address.netloc.rpartition("@")[0].partition(":")
     found |= {password, unquote(password), user if not password else "", address.query}
+    found |= set(getattr(provider, "secrets", ()))  # of a login: what it was before, too
     return {secret for secret in found if len(secret) >= _SHORTEST}
 
 

@@ -418,14 +418,20 @@ class Connection(asyncio.Protocol):
         listener.tasks.add(task)
 
     def go_on(self, call: WireCall, work: Awaitable[None]) -> None:
-        """Do in a task what could not be done without one."""
-        listener = self.listener
-        if self._task is not None:
-            listener.tasks.discard(self._task)
-        task = call.task = self._task = listener.loop.create_task(self._serve(call, work))
-        listener.tasks.add(task)
+        """Do in a task what could not be done without one.
 
-    async def _serve(self, call: WireCall, work: Awaitable[None]) -> None:
+        It takes its place when it begins: one that is cancelled before would not even note that it was.
+        """
+        task = self.listener.loop.create_task(self._serve(call, work, self._task))
+        task.set_name(f"windlass-{call.id}")
+
+    async def _serve(self, call: WireCall, work: Awaitable[None], before: Work | None = None) -> None:
+        if before is not None:
+            self.listener.tasks.discard(before)
+            task = asyncio.current_task()
+            assert task is not None
+            call.task = self._task = task
+            self.listener.tasks.add(task)
         try:
             await work
         finally:

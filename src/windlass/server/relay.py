@@ -28,7 +28,7 @@ from windlass.wire.base import excerpt
 from windlass.wire.watch import Framing, Watcher, watcher_for
 from windlass.wire.watch_whole import read_whole
 
-__all__ = ["DRAIN", "Passing", "as_provider_error", "outgoing", "relay", "timeouts", "took_whole"]
+__all__ = ["DRAIN", "Passing", "as_provider_error", "located", "outgoing", "relay", "timeouts", "took_whole"]
 
 _ERROR_BYTES = 1 << 20
 _USAGE = b'{"include_usage":true}'
@@ -45,7 +45,7 @@ async def relay(job: Job, target: Target, given: Exchange | None = None) -> None
     """
     provider = target.provider
     body, hide = outgoing(job, target)
-    asked = clock.monotonic()
+    asked = clock.monotonic() if given is None else job.upstream_since
     limits = timeouts(job)
     if given is None:
         opened = provider.forward(body, target.model, stream=job.stream, timeouts=limits)
@@ -65,7 +65,7 @@ async def relay(job: Job, target: Target, given: Exchange | None = None) -> None
     except TransportError as error:
         raise as_provider_error(error, job, target) from error
     except ProviderError as error:
-        error.provider, error.model = error.provider or provider.name, error.model or target.model
+        located(error, target)
         raise
 
 
@@ -334,6 +334,12 @@ class Passing:
             except (TimeoutError, TransportError):
                 pass  # the answer is whole without it
         self._job.call.finish()
+
+
+def located(error: ProviderError, target: Target) -> ProviderError:
+    """Return an error that says whose it is."""
+    error.provider, error.model = error.provider or target.provider.name, error.model or target.model
+    return error
 
 
 def as_provider_error(error: TransportError, job: Job, target: Target) -> ProviderError:

@@ -24,6 +24,8 @@ NOTHING = (b"", b"null")
 
 
 class Choice(Struct, frozen=True):
+    """Hold what one of several answers says of its end."""
+
     index: int = 0
     finish_reason: str | None = None
     usage: Raw = Raw()
@@ -35,6 +37,8 @@ class _Extra(Struct, frozen=True):
 
 
 class Chunk(Struct, frozen=True):
+    """Hold what a piece of a streamed answer says besides its text."""
+
     choices: list[Choice] | None = None
     model: str | None = None
     usage: Raw = Raw()

@@ -6,7 +6,7 @@ import asyncio
 import errno
 import hashlib
 import logging
-import os
+import posixpath
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from typing import Any, TypeVar
 from urllib.parse import parse_qsl, urlsplit
@@ -208,6 +208,7 @@ class RemoteWorkspace:
         if not self._there:
             if self._starting is None or self._starting.done():
                 self._starting = asyncio.create_task(self._start())
+                self._starting.add_done_callback(_seen)
             await asyncio.wait([self._starting])
             self._starting.result()
         if self._closed:
@@ -228,8 +229,6 @@ class RemoteWorkspace:
     async def _take_away(self) -> None:
         if self._starting is not None and not self._starting.done():
             await asyncio.wait([self._starting])
-        if self._starting is not None:
-            self._starting.exception()  # whoever waited for it was told
         if not self._there:
             return
         self._there = False
@@ -282,7 +281,7 @@ class RemoteWorkspace:
                 return await stat(handle, name)
             if name == ".":
                 return FileInfo(".", "dir")
-            entries = await self._provider.list_files(handle, os.path.dirname(name) or ".")  # noqa: PTH120
+            entries = await self._provider.list_files(handle, posixpath.dirname(name) or ".")
         except (FileNotFoundError, NotADirectoryError):
             return None
         return next((info for info in entries if info.path == name), None)
@@ -335,7 +334,7 @@ class RemoteWorkspace:
         if expected and there is None:
             raise fault(errno.ESTALE)
         if "shell" in self.capabilities:
-            folder, base = os.path.split(f"./{name}")
+            folder, base = posixpath.split(f"./{name}")
             free = [f"{folder}/.windlass-{clock.new_id()}" for _ in range(2)]
             await self._put(handle, paths.clean(free[0]), data)
             want = "-any" if expected is None else expected or "-none"
@@ -391,10 +390,14 @@ async def _settled(work: Coroutine[Any, Any, None] | asyncio.Task[None], seconds
         except asyncio.CancelledError as error:
             cancelled = error
     if cancelled is not None:
-        if not task.cancelled():
-            task.exception()
+        _seen(task)
         raise cancelled
     task.result()
+
+
+def _seen(task: asyncio.Task[None]) -> None:
+    if not task.cancelled():
+        task.exception()  # retrieved: whoever waited for it may have left
 
 
 def connect(url: str = "") -> RemoteWorkspace:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import logging
 import os
 import platform
 import shutil
@@ -14,6 +15,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -92,6 +94,14 @@ def sandbox_level(
     raise WorkspaceError(f"No sandbox can be made here ({'; '.join(reasons)}).", hint=_FLAG)
 
 
+log = logging.getLogger("windlass.workspaces")
+#: What a sandbox has once it was made.
+_LATE = frozenset(
+    ("_bwrap", "_egress", "_filter", "_filter_path", "_held", "_level", "_names", "_read_only", "_remove", "_scratch",
+     "_view", "reasons")
+)  # fmt: skip
+
+
 class SandboxWorkspace(LocalWorkspace):
     """Act on the folder `root`; commands see only what they need and can change only the root.
 
@@ -103,7 +113,8 @@ class SandboxWorkspace(LocalWorkspace):
     `network` is "none", "host", or a list for `egress.parse_rule` (`["pypi.org:443", "*.example.com"]`); then
     `decisions` says what was asked for. `limits` bound each command (None: `default_limits()`). `writable` are further
     folders to change, `read_only` to see, `deny_read` places to hide; relative ones are beneath the root.
-    `unix_sockets` lets commands open sockets in the file system, and reach whoever listens at one they see.
+    `unix_sockets` lets commands open sockets in the file system, and reach whoever listens at one they see. `lazy`
+    makes the sandbox, and raises, when it is first needed.
 
     `level` auto takes Landlock where bubblewrap does not work: weaker, `not_held` says in what. Raises WorkspaceError
     where neither works, unless `level="none"` is given. `confinement` tells which it became.
@@ -124,11 +135,37 @@ class SandboxWorkspace(LocalWorkspace):
         protect: Callable[[str], str | None] | None = None,
         confine: Confine = "auto",
         resolve: Resolve | None = None,
+        lazy: bool = False,
     ) -> None:
         super().__init__(root, max_file_bytes=max_file_bytes, protect=protect, confine=confine)
         self._network, self._limits = network, limits or default_limits()
+        self._made = False
+        self._make = partial(self._prepare, level, writable, read_only, deny_read, unix_sockets, resolve)
+        if not lazy:
+            self._make()
+
+    def __getattr__(self, name: str) -> Any:
+        # What `_prepare` sets; asked for before, with `lazy`, it is made now.
+        if name in _LATE and not self.__dict__.get("_made", True):
+            self._make()
+            return getattr(self, name)
+        raise AttributeError(f"{type(self).__name__} has no {name}")
+
+    def _prepare(
+        self,
+        level: Level,
+        writable: Sequence[str],
+        read_only: Sequence[str],
+        deny_read: Sequence[str],
+        unix_sockets: bool,
+        resolve: Resolve | None,
+    ) -> None:
+        network = self._network
         self._level, self._bwrap, self.reasons = sandbox_level(level, outside=self._root)
+        self._made = True
         self._egress: Egress | None = None
+        if self._level == "landlock" and level == "auto":
+            log.warning("bubblewrap does not work here: the sandbox is Landlock, which is weaker")
         if self._level == "none":
             return
         if os.path.realpath(self._root) == "/":
@@ -190,7 +227,7 @@ class SandboxWorkspace(LocalWorkspace):
     async def write(self, path: str, data: bytes, *, expected_sha256: str | None = None) -> None:
         """Replace or make a file as LocalWorkspace does; what a person has agreed to stays, whatever runs meanwhile."""
         _, name = self._start(path)
-        if self._level != "none" and is_protected(name):
+        if self._made and self._level != "none" and is_protected(name):
             self._names.expect(name.split("/", 1)[0])
         await super().write(path, data, expected_sha256=expected_sha256)
 
@@ -260,7 +297,7 @@ class SandboxWorkspace(LocalWorkspace):
     async def close(self) -> None:
         """Let go of the root, the network and the private folders. Closing twice is fine."""
         await super().close()
-        if self._level == "none":
+        if not self._made or self._level == "none":
             return
         if self._egress is not None:
             await in_thread(self._egress.close)

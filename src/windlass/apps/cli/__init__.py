@@ -17,7 +17,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "replay": ("replay", "show a recorded run again, byte for byte"),
     "sessions": ("sessions", "list, show, fork, export, import and delete kept conversations"),
     "keys": ("keys", "keys of the gateway: create, list, revoke, rotate, limits, usage"),
-    "auth": ("auth", "log in to a provider with an OAuth client of your own; status; log out"),
+    "auth": ("auth", "log in to a provider with a client of your own; log out"),
     "trust": ("trust", "trust a folder: what in it may run or connect"),
     "policy": ("policy", "show the rules, and explain what they say of a call"),
     "models": ("models", "list providers, and the models a provider offers"),

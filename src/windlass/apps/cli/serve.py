@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import asyncio
 import gc
 import logging
 from collections.abc import Callable
@@ -13,6 +12,7 @@ from pathlib import Path
 from msgspec.structs import replace
 
 from windlass.apps.cli.common import OK, Parser, configure, plain, run_async, say
+from windlass.core import clock
 from windlass.core.config import Config
 from windlass.core.config_files import default_files
 from windlass.core.errors import ConfigError
@@ -83,8 +83,8 @@ async def _serve(options: argparse.Namespace) -> int:
         sock = listen(settings.host, settings.port)
         port = sock.getsockname()[1]
 
-        async def reload(listener: Listener) -> None:
-            await _reload(gateway, listener, read(), options)
+        async def reload(_: Listener) -> None:
+            await _reload(gateway, read(), options)
 
         files = [Path(options.config)] if options.config else [path for path, _ in default_files(config.environ)]
         await serve(
@@ -108,7 +108,7 @@ def _ready(text: str) -> None:
     log.info("%s", text)
 
 
-async def _reload(gateway: Gateway, listener: Listener, config: Config, options: argparse.Namespace) -> None:
+async def _reload(gateway: Gateway, config: Config, options: argparse.Namespace) -> None:
     """Take over a changed configuration; what is being answered keeps the old one, which is closed behind it."""
     settings = _settings(config, options)
     if (settings.host, settings.port) != (gateway.settings.host, gateway.settings.port):
@@ -119,8 +119,9 @@ async def _reload(gateway: Gateway, listener: Listener, config: Config, options:
         log.warning("%s", problem)
     before = gateway.replace(settings, config, router)
     log.info("the configuration was read again.")
-    if listener.tasks:
-        await asyncio.wait(list(listener.tasks))
+    begun = list(gateway.running.values())
+    while any(gateway.running.get(id(call)) is call for call in begun):
+        await clock.sleep(0.1)
     await before.close()
 
 

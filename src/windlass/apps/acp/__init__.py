@@ -1,0 +1,1 @@
+"""The coding agent for editors: the Agent Client Protocol over stdin and stdout."""
