@@ -87,7 +87,8 @@ async def test_r78_the_program_tells_where_a_plugin_blocks_it(cli: Cli) -> None:
     (cli.home / "napkg" / "napping.py").write_text(BLOCKING)
     async with FaultServer([calls(("nap", {})), says("Rested.")]) as server:
         cli.use(server)
-        done = await cli("run", "--yes", "--tools", "napkg.napping:nap", "rest", PYTHONPATH=str(cli.home))
+        env = {"PYTHONPATH": str(cli.home), "WINDLASS_DEBUG": "1"}
+        done = await cli("run", "--yes", "--tools", "napkg.napping:nap", "rest", **env)
     assert done.code == 0 and done.out == "Rested.\n", done.err
     assert done.err.count("The event loop has stood still") == 1 and "in nap" in done.err
 
@@ -95,7 +96,7 @@ async def test_r78_the_program_tells_where_a_plugin_blocks_it(cli: Cli) -> None:
 async def test_r78_a_program_that_was_suspended_did_not_block(cli: Cli) -> None:
     async with FaultServer([hanging("Once upon")]) as server:
         cli.use(server)
-        process = await cli.start("run", "tell")
+        process = await cli.start("run", "tell", WINDLASS_DEBUG="1")
         assert process.stdout is not None
         assert await process.stdout.readexactly(9) == b"Once upon"
         process.send_signal(signal.SIGSTOP)

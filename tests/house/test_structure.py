@@ -22,8 +22,8 @@ FILES = sorted(SRC.rglob("*.py"))
 MAX_FILE, MAX_FUNCTION, MAX_LOOP, MAX_KINDS, MAX_DISTRIBUTIONS = 500, 90, 300, 30, 6
 #: Optional packages, and modules that not every platform has: imported inside the function that needs them.
 EXTRAS = {
-    "xllamacpp", "re2", "uvloop", "termios", "botocore", "psycopg", "opentelemetry", "mcp", "mcp_types", "anyio", "httpx2",
-    "uvicorn", "acp", "keyring",
+    "xllamacpp", "re2", "uvloop", "termios", "botocore", "psycopg", "opentelemetry", "mcp", "mcp_types", "anyio",
+    "httpx2", "uvicorn", "acp", "keyring",
 }  # fmt: skip
 
 

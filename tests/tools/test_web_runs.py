@@ -111,7 +111,9 @@ class Person:
         return self.answer
 
 
-@pytest.mark.parametrize("policy", [Policy(default="ask"), Permissions("ask"), Permissions("auto-edit")], ids=["policy", "ask", "auto-edit"])
+@pytest.mark.parametrize(
+    "policy", [Policy(default="ask"), Permissions("ask"), Permissions("auto-edit")], ids=["policy", "ask", "auto-edit"]
+)
 async def test_s115_asking_comes_before_anything_is_sent(policy: Any) -> None:
     async with FaultServer([Reply()]) as sentinel:
         url = f"{sentinel.url}/?k=sk-canary-0123456789"

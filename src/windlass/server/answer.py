@@ -53,8 +53,10 @@ async def answer(job: Job, work: Work | None = None, prepare: Work | None = None
     except RequestRefused as error:
         report.outcome = "refused" if error.status < 500 else "error"
         job.fail(error)
+        _forget(error)
     except WindlassError as error:
         job.fail(error)
+        _forget(error)
     except Exception as error:
         job.fail(error)
         raise
@@ -86,6 +88,7 @@ async def attempt(
         except (ProviderError, ConfigError) as error:
             hide(error, target.provider)
             attempts.failed(error)
+            _forget(error)
             if job.call.started:
                 job.upstream_done()
                 await rescue(job, target, error)
@@ -99,6 +102,14 @@ async def attempt(
             return
     job.upstream_done()
     raise attempts.last_error
+
+
+def _forget(error: BaseException) -> None:
+    """Take the frames off an error that is told: they hold the request, which holds the error, until a collection."""
+    told: BaseException | None = error
+    while told is not None and told.__traceback__ is not None:
+        told.__traceback__ = None
+        told = told.__cause__ or told.__context__
 
 
 def resumed(given: Exchange | TransportError | ProviderError | None) -> Work:

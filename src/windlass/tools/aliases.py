@@ -21,6 +21,8 @@ CLAUDE_ALIASES: Mapping[str, str] = {
     "grep": "Grep",
     "todo_write": "TodoWrite",
     "spawn": "Task",
+    "web_fetch": "WebFetch",
+    "web_search": "WebSearch",
 }
 
 _PATH = {"file_path": "path", "filepath": "path", "filename": "path", "file": "path"}

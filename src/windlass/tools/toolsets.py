@@ -8,16 +8,18 @@ from windlass.tools.basic import echo, utc
 from windlass.tools.files import edit, list_files, multi_edit, read_file, write_file
 from windlass.tools.search import glob, grep
 from windlass.tools.shell import shell
+from windlass.tools.spawn import spawn
 from windlass.tools.todo import todo_write
+from windlass.tools.web import web_fetch
 
 __all__ = ["BASIC", "CODING", "DEMO", "FILES", "NONE", "TOOLSETS", "toolset"]
 
 #: Read, change and search files.
 FILES: tuple[Tool, ...] = (read_file, write_file, edit, multi_edit, list_files, glob, grep)
-#: Reference C's basic tools, without its sub-agents.
-BASIC: tuple[Tool, ...] = (shell, read_file, write_file, edit, multi_edit, list_files)
+#: Reference C's basic tools.
+BASIC: tuple[Tool, ...] = (shell, read_file, write_file, edit, multi_edit, list_files, spawn)
 #: What a coding agent works with. `apply_patch`, `outline` and `file` are added by name: every request pays for a tool.
-CODING: tuple[Tool, ...] = (shell, *FILES, todo_write)
+CODING: tuple[Tool, ...] = (shell, *FILES, todo_write, spawn, web_fetch)
 #: Nothing that touches anything.
 DEMO: tuple[Tool, ...] = (echo, utc)
 NONE: tuple[Tool, ...] = ()

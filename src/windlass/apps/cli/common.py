@@ -99,6 +99,8 @@ class _Logged(logging.Handler):
     """Show what the library warns of as the command line's own words."""
 
     def emit(self, record: logging.LogRecord) -> None:
+        if record.name == "windlass.watchdog" and not os.environ.get("WINDLASS_DEBUG"):
+            return  # a stack helps who looks for the cause; others have only waited
         say(f"windlass: {record.getMessage()}")
 
 
