@@ -637,7 +637,8 @@ def test_bad_names_and_values_are_typed() -> None:
         Agent(ScriptedProvider()).hook("tool:gat")
     tool = Tool("t", lambda a, c: "x")
     with pytest.raises(ConfigError, match="Two tools"):
-        Agent(ScriptedProvider(), tools=[tool, tool])
+        Agent(ScriptedProvider(), tools=[tool, Tool("t", lambda a, c: "y")])
+    assert list(Agent(ScriptedProvider(), tools=[tool, tool]).tools) == ["t"], "a set and one of its tools by name"
 
 
 async def test_tool_aliases_are_what_the_model_sees() -> None:

@@ -240,9 +240,7 @@ async def test_the_session_goes_on_and_is_undone(repository: Repository) -> None
 
 
 async def test_a_sub_agent_reviews(repository: Repository) -> None:
-    done = await run(
-        repository, "--yes", "--tools", "coding,spawn", "--output", "stream-json", brain=Brain(review=True)
-    )  # fmt: skip
+    done = await run(repository, "--yes", "--output", "stream-json", brain=Brain(review=True))
     assert done.code == 0, done.err
     events = done.events()
     in_order(events)

@@ -118,6 +118,8 @@ class Agent:
         bound: dict[str, Bound] = {}
         for tool in tools:
             name = self.tool_aliases.get(tool.spec.name, tool.spec.name)
+            if name in bound and bound[name].tool is tool:
+                continue  # a set and one of its tools by name
             if name in bound:
                 raise ConfigError(f"Two tools are called {name!r}.", hint="Rename one, or give it an alias.")
             bound[name] = Bound(tool, name)
@@ -208,14 +210,17 @@ class Agent:
         if self._session is not None:
             await self._session.wait_for_idle()
 
-    async def warmup(self) -> None:
-        """Open what the first run would have to open; may be called any number of times, also at once."""
+    async def warmup(self, session: Session | None = None) -> None:
+        """Open what the first run would have to open; may be called any number of times, also at once.
+
+        What is told meanwhile goes to the active run of `session` (None: of the default one), or to the sinks.
+        """
         if not self.capabilities:
             return
         opening = self._opening
         if opening is None or (opening.done() and (opening.cancelled() or opening.exception() is not None)):
             # One task opens them all, whoever asks first; a failure is raised to everybody and tried again next time.
-            opening = self._opening = asyncio.ensure_future(self._open(_Host(self)))
+            opening = self._opening = asyncio.ensure_future(self._open(_Host(self, session)))
         await asyncio.shield(opening)
 
     async def _open(self, host: _Host) -> None:
@@ -358,7 +363,7 @@ class Agent:
         )
 
     async def _ready(self, session: Session) -> None:
-        await self.warmup()
+        await self.warmup(session)
         await session.load()
 
     def turn(self, run: Run) -> Loop:
@@ -372,8 +377,8 @@ _behavior = behavior
 class _Host:
     """What capabilities are opened with."""
 
-    def __init__(self, agent: Agent) -> None:
-        self._agent = agent
+    def __init__(self, agent: Agent, session: Session | None) -> None:
+        self._agent, self._session = agent, session
         self.config: Any = agent.config
 
     @property
@@ -388,7 +393,8 @@ class _Host:
         return await self._agent.hooks.fire(hook, **values)
 
     def emit(self, event: Event) -> None:
-        active = self._agent.session.active
+        session = self._session or self._agent.session
+        active = session.active
         if active is not None:
             active.emit(event)
             return

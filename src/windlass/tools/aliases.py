@@ -22,7 +22,6 @@ CLAUDE_ALIASES: Mapping[str, str] = {
     "todo_write": "TodoWrite",
     "spawn": "Task",
     "web_fetch": "WebFetch",
-    "web_search": "WebSearch",
 }
 
 _PATH = {"file_path": "path", "filepath": "path", "filename": "path", "file": "path"}

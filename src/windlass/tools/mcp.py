@@ -21,6 +21,7 @@ from windlass.core.config_files import data_home
 from windlass.core.errors import ConfigError, ToolError, UnknownNameError
 from windlass.core.events import Log, McpConnected
 from windlass.core.ports import CapabilityHost, Provider, Tool, ToolResult, TurnView, Workspace
+from windlass.core.threads import run_in_thread
 from windlass.tools.mcp_config import McpServer, read_servers
 from windlass.tools.mcp_connection import McpConnection, need_sdk
 from windlass.tools.mcp_files import PrivateFiles
@@ -98,6 +99,7 @@ class Mcp:
         early, self._early = self._early, []
         for hook, values in early:
             await host.fire(hook, **values)
+        await run_in_thread(need_sdk)  # half a second of imports, in which others may go on
         self._start()
         await self._settle(None if self.eager else self.patience)
 

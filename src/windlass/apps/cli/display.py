@@ -92,7 +92,10 @@ def print_result(result: RunResult, options: argparse.Namespace, model: str, not
     if result.detail:
         say(f"windlass: {result.detail}")
     if result.refused:
-        say(f"windlass: refused: {', '.join(result.refused)}." + ("" if options.yes else " Allow with --yes."))
+        say(
+            f"windlass: refused: {', '.join(result.refused)}."
+            + ("" if options.yes or options.yolo or options.mode == "plan" else " Allow with --yes.")
+        )
 
 
 def _changed(result: RunResult) -> tuple[dict[str, Any], list[str]]:

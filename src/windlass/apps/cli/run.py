@@ -89,7 +89,7 @@ def make_speaker(options: argparse.Namespace, config: Config) -> Speaker:
     if demo:
         say(f"windlass: {_DEMO_NOTICE}")
     person = TerminalApprover.open()
-    tools = _tools(config.get("tools"), demo)
+    tools = _tools(config.get("tools"), demo, config)
     parts = assemble(
         config,
         folder=options.workspace or ".",
@@ -105,7 +105,9 @@ def make_speaker(options: argparse.Namespace, config: Config) -> Speaker:
     approver: Any = person
     if demo:
         approver = CarefulApprover(person, lambda: agent.workspace, yes=options.yes)
-    elif options.yes or yolo:
+    elif yolo:
+        approver = YesApprover(person, lambda _: None)
+    elif options.yes:
         approver = YesApprover(person, protected_in(options.workspace or "."))
     agent = Agent(
         model,
@@ -132,9 +134,12 @@ def is_embedded(model: str, config: Config) -> bool:
     return model_id == embedded_model().profile.name
 
 
-def _tools(stated: str | None, demo: bool) -> list[Tool]:
+def _tools(stated: str | None, demo: bool, config: Config) -> list[Tool]:
     if stated is None:
-        return resolve_tools(_DEMO_TOOLS if demo else "coding")
+        tools = resolve_tools(_DEMO_TOOLS if demo else "coding")
+        if config.get("searxng") and not demo:
+            tools.append(registry.load("windlass.tools.websearch:web_search")(config))
+        return tools
     tools = resolve_tools([part.strip() for part in stated.split(",") if part.strip()])
     if demo and any(tool.spec.name == "shell" for tool in tools):
         say("windlass: the built-in model gets no shell.")
