@@ -154,7 +154,8 @@ async def test_many_at_once_leave_no_descriptor_and_no_name(space: SandboxWorksp
     before = descriptors()
     results = await asyncio.gather(*[space.exec(f"echo x >AGENTS.md; echo {n}") for n in range(12)])
     assert [result.output.endswith(f"{n}\n".encode()) for n, result in enumerate(results)] == [True] * 12
-    assert (descriptors(), os.listdir(root)) == (before, [])
+    # One fewer is the collector's doing; one more would be ours.
+    assert descriptors() <= before and os.listdir(root) == []
 
 
 # --- S26, S27, S28

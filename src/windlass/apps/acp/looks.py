@@ -33,6 +33,7 @@ KINDS: dict[str, ToolKind] = {
     "read_file": "read", "outline": "read", "list_files": "search", "glob": "search", "grep": "search",
     "write_file": "edit", "edit": "edit", "multi_edit": "edit", "apply_patch": "edit", "file": "edit",
     "shell": "execute", "todo_write": "think", "skills_use": "read", "skills_read": "read",
+    "spawn": "other", "web_fetch": "fetch",
 }  # fmt: skip
 _OPERATIONS: dict[str, ToolKind] = {"delete": "delete", "remove": "delete", "move": "move", "rename": "move"}
 #: Words in the names of other tools, the first that is found wins.
@@ -109,6 +110,7 @@ _TITLES: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "write_file": _about("Write"), "edit": _about("Edit"), "multi_edit": _about("Edit"),
     "apply_patch": lambda _: "Apply a patch", "todo_write": lambda _: "Update the plan",
     "shell": _shell, "file": _file, "skills_use": _about("Skill", "name"),
+    "spawn": _about("Sub-agent:", "task"), "web_fetch": _about("Fetch", "url"),
 }  # fmt: skip
 
 
