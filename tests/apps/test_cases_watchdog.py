@@ -87,8 +87,8 @@ async def test_r78_the_program_tells_where_a_plugin_blocks_it(cli: Cli) -> None:
     (cli.home / "napkg" / "napping.py").write_text(BLOCKING)
     async with FaultServer([calls(("nap", {})), says("Rested.")]) as server:
         cli.use(server)
-        env = {"PYTHONPATH": str(cli.home), "WINDLASS_DEBUG": "1"}
-        done = await cli("run", "--yes", "--tools", "napkg.napping:nap", "rest", **env)
+        words = ("run", "--yes", "--tools", "napkg.napping:nap", "rest")
+        done = await cli(*words, PYTHONPATH=str(cli.home), WINDLASS_DEBUG="1")
     assert done.code == 0 and done.out == "Rested.\n", done.err
     assert done.err.count("The event loop has stood still") == 1 and "in nap" in done.err
 
