@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
@@ -13,7 +14,8 @@ import pytest
 from msgspec import Struct
 
 from tests.server.conftest import InProcess, StartGateway
-from tests.server.edge import Answer, request, until, wire
+from tests.server.edge import PATIENCE, Answer, Wire, request, until, wire
+from windlass.accounts.limits import Reservation
 from windlass.accounts.records import RequestRecord
 from windlass.core._http_connection import Host
 from windlass.core.http import Client
@@ -70,6 +72,7 @@ ANTHROPIC = [
     event("message_delta", delta={"stop_reason": "end_turn", "stop_sequence": None}, usage={"output_tokens": 20}),
     event("message_stop"),
 ]  # fmt: skip
+BIG = chunk({"content": "x" * 60_000})
 FRAMES = {"chat": CHAT, "anthropic": ANTHROPIC}
 #: Where the events with content begin and end.
 CONTENT = {"chat": (1, 3), "anthropic": (3, 5)}
@@ -160,6 +163,8 @@ class Way:
 
     def __init__(self, up: InProcess, vendor: FaultServer, script: Script, *, straight: bool) -> None:
         self.up, self.vendor, self.script = up, vendor, script
+        #: How clients show who they are.
+        self.auth: dict[str, str] = {}
         self.records: list[RequestRecord] = []
         up.gateway.watchers.append(lambda record, _: self.records.append(record))
         up.gateway.router.base = 0.001
@@ -178,14 +183,20 @@ class Way:
         """Return how many of them wait for a request."""
         return sum([len(host.idle) for host in hosts(self.client(dialect))])
 
-    async def warm(self, dialect: str) -> None:
-        """Have an idle connection to the vendor."""
-        if not self.idle(dialect):
+    async def warm(self, dialect: str, count: int = 1) -> None:
+        """Have idle connections to the vendor."""
+        if self.idle(dialect) < count:
             self.up.gateway.express = _closed
-            answer = await self.send(Case(dialect, False, [good(dialect, False)]), "warm")
+            go = asyncio.Event()
+            step = Stream([go, BODIES[dialect]()], headers=JSON)
+            case, seen = Case(dialect, False, [step], headers=self.auth), len(self.vendor.requests)
+            asking = asyncio.gather(*[self.send(case, "warm") for _ in range(count)])
+            await self.vendor.wait(requests=seen + count)
+            go.set()
+            answers = await asking
             self.up.gateway.express = self._open
-            assert answer.status == 200, answer
-        await until(lambda: self.idle(dialect))
+            assert {answer.status for answer in answers} == {200}, answers
+        await until(lambda: self.idle(dialect) >= count)
 
     async def send(self, case: Case, name: str) -> Answer:
         """Send one request on a connection of its own."""
@@ -261,7 +272,9 @@ class Script:
 
 
 @asynccontextmanager
-async def way(gateway: StartGateway, *, straight: bool = True, **server: Any) -> AsyncGenerator[Way]:
+async def way(
+    gateway: StartGateway, *, straight: bool = True, routes: dict[str, Any] | None = None, **server: Any
+) -> AsyncGenerator[Way]:
     """Start a gateway and its vendor."""
     script = Script()
     async with FaultServer(script) as vendor:
@@ -270,6 +283,75 @@ async def way(gateway: StartGateway, *, straight: bool = True, **server: Any) ->
                 "chat": {"base_url": f"{vendor.url}/v1", "api_key": "k"},
                 "anthropic": {"base_url": vendor.url, "api_key": "k", "dialect": "anthropic"},
             },
+            routes=routes,
             server={"attempts": 2, **server},
         )
         yield Way(up, vendor, script, straight=straight)
+
+
+class Held:
+    """What was reserved of limits, and whether it was settled or given back."""
+
+    def __init__(self, up: InProcess, patch: pytest.MonkeyPatch) -> None:
+        self.all: list[Reservation] = []
+        accounts = up.gateway.accounts
+        reserve, areserve = accounts.reserve, accounts.areserve
+
+        def now(*asked: Any) -> Reservation | None:
+            if made := reserve(*asked):
+                self.all.append(made)
+            return made
+
+        async def later(*asked: Any) -> Reservation:
+            self.all.append(await areserve(*asked))
+            return self.all[-1]
+
+        patch.setattr(accounts, "reserve", now)
+        patch.setattr(accounts, "areserve", later)
+
+    @property
+    def open(self) -> int:
+        """How many are still held."""
+        return sum([bool(made.parts) and not made.done for made in self.all])
+
+
+def works(patch: pytest.MonkeyPatch) -> list[Express]:
+    """Return a list in which every request on the straight way will be."""
+    made: list[Express] = []
+    begin = Express.begin
+
+    def keeping(work: Express, limits: Any) -> None:
+        made.append(work)
+        begin(work, limits)
+
+    patch.setattr(Express, "begin", keeping)
+    return made
+
+
+def posted(case: Case, model: str, **headers: str) -> bytes:
+    return request("POST", PATHS[case.dialect], headers, case.body(f"{case.dialect}:{model}"))
+
+
+@asynccontextmanager
+async def asking(
+    up: Way, step: Step, *, stream: bool = True, small: bool = False, pause: bool = False
+) -> AsyncGenerator[Wire]:
+    """Ask over a warm connection; a client may `pause` at first, and its system take but a `small` part before."""
+    case = Case("chat", stream, [step])
+    up.script.steps["m"] = [step]
+    await up.warm("chat")
+    seen = len(up.vendor.requests)
+    async with wire(up.up.port) as client:
+        if small or pause:
+            client.pause(small=small)
+        await client.send(posted(case, "m", **up.auth))
+        async with asyncio.timeout(PATIENCE):
+            await up.vendor.wait(requests=seen + 1)
+        yield client
+
+
+def held_back(*first: bytes) -> tuple[asyncio.Event, Stream]:
+    """A stream whose rest comes once the event is set."""
+    go = asyncio.Event()
+    rest = CHAT[len(first) or 2 :]
+    return go, Stream([*(first or CHAT[:2]), go, *rest], headers=SSE)

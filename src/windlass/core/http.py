@@ -284,6 +284,7 @@ class Client:
                     exchange.abort(_given_up(where.endpoint, error))
                 if isinstance(error, ProtocolError) and exchange.reused and not exchange.started:
                     fresh = True
+                    error.__traceback__ = None  # its frames hold the exchange, which holds it
                     continue
                 raise
             return exchange

@@ -263,7 +263,7 @@ class Express:
         gateway.running.pop(id(call), None)
         gateway.stats.left(call)
         # What points back to us goes: else the collector would have to find what a task frees by ending.
-        call.task = self.exchange = None
+        self.exchange = None
         self._ended(call)
 
     # -- the other way -----------------------------------------------------------------------------------------------

@@ -439,7 +439,8 @@ class Connection(asyncio.Protocol):
 
     def _ended(self, call: WireCall) -> None:
         listener, task, transport = self.listener, self._task, self._transport
-        self._task = self._call = None
+        # A task that was cancelled holds the frames that hold its call.
+        self._task = self._call = call.task = None
         if task is not None:
             listener.tasks.discard(task)
         if self._held:

@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from typing import Any, Literal, Protocol, TypeAlias
 
 import msgspec
-from msgspec import Raw
 
 from windlass.core.errors import ProviderError, StreamInterrupted, WireError
 from windlass.core.items import Finish, Item, ReasoningItem, TextItem, ToolCallItem
@@ -21,7 +20,7 @@ from windlass.core.usage import Usage
 from windlass.wire.base import Dialect, StreamDecoder, as_dict, as_list, as_str, load_object
 from windlass.wire.openai_chat_answer import decode_cost, decode_usage, error_in, finish_reason
 from windlass.wire.sse import MAX_EVENT, SseDecoder
-from windlass.wire.watch_whole import PLAIN_ENDS, Chunk, PlainUsage
+from windlass.wire.watch_whole import NOTHING, PLAIN_ENDS, Chunk, Object, PlainUsage, is_text
 
 __all__ = ["Framing", "Watcher", "check_reason", "watcher_for"]
 
@@ -96,12 +95,17 @@ def _too_large(size: int) -> None:
 
 _chunks = msgspec.json.Decoder(list[Chunk])
 _plain_usage = msgspec.json.Decoder(PlainUsage)
-_raws = msgspec.json.Decoder(list[Raw])
+_chunk = msgspec.json.Decoder(Chunk)
+_objects = msgspec.json.Decoder(list[Object])
 #: How an event is written by nearly everybody, and what stands between two of them.
 _DATA, _BETWEEN = b"data: ", b"\n\ndata: "
 #: What the most chunks have, and what none of these has.
-_GOES_ON = b'"finish_reason":null'
-_WORDS = (b'"usage":{', b'"error"', b'"x_groq"')
+_REASON = b'"finish_reason"'
+_GOES_ON = _REASON + b":null"
+_USAGE, _NO_USAGE = b'"usage"', b'"usage":null'
+_WORDS = (b'"error"', b'"x_groq"')
+#: What a count of tokens is called.
+_TOKENS = b'_tokens"'
 _CONTENT = re.compile(
     rb'"(?:content|reasoning_content|reasoning|refusal|text|arguments|data)"\s*:\s*"[^"]|"tool_calls"\s*:\s*[\[{]'
 )
@@ -178,7 +182,7 @@ class ChatWatcher:
     def _passed(self, data: bytes) -> bytes:
         if not self.begun and _CONTENT.search(data):
             self.begun = True
-        if self._hide and self._usage and b'"usage"' in data and _NO_CHOICES.search(data, data.rfind(b'"choices"')):
+        if self._hide and self._usage and _USAGE in data and _NO_CHOICES.search(data):
             return _without_usage(data)
         return data
 
@@ -189,7 +193,7 @@ class ChatWatcher:
             if data.startswith(_BOM):
                 data = data[3:]
         found = data[6:-2].split(_BETWEEN)
-        if not data.startswith(_DATA) or data.count(b"\n") != 2 * len(found) or not (data.isascii() or _is_text(data)):
+        if not data.startswith(_DATA) or data.count(b"\n") != 2 * len(found) or not (data.isascii() or is_text(data)):
             self._read_slowly(data)
             return
         count, done = len(found), found[-1] == b"[DONE]"
@@ -197,13 +201,10 @@ class ChatWatcher:
             found.pop()
         if found:
             try:
-                if self._choices == 1 and not self._begun_choices:
-                    found = self._telling(found, data)
-                chunks = _chunks.decode(b"[" + b",".join(found) + b"]")
+                plain = self._take_plain(found, data)
             except (msgspec.DecodeError, UnicodeDecodeError):
-                self._read_slowly(data)
-                return
-            if len(chunks) != len(found) or not self._take_plain(chunks):
+                plain = False
+            if not plain:
                 self._read_slowly(data)
                 return
         self.events += count
@@ -212,7 +213,8 @@ class ChatWatcher:
     def _telling(self, found: list[bytes], data: bytes) -> list[bytes]:
         """Return the chunks that say more than a piece of the answer. Raises DecodeError when any is not JSON.
 
-        A quotation mark inside a string is escaped, so what is looked for can only be a field.
+        A quotation mark inside a string is escaped, so what is looked for can only be a field, or a string that reads
+        like its name. Where a chunk might have two of them, as in something nested, all are returned.
         """
         left = len(found) - data.count(_GOES_ON)
         telling: list[bytes] = []
@@ -223,18 +225,39 @@ class ChatWatcher:
             if _GOES_ON not in one:
                 telling.append(one)
                 left -= 1
-        telling[1:] = reversed(telling[1:])
+        first = bool(telling) and telling[0] is found[0]
+        telling.reverse()
+        if first:
+            telling.insert(0, telling.pop())
         told = b"".join(telling)
-        if left or len(telling) == len(found) or any(data.count(word) != told.count(word) for word in _WORDS):
+        if (
+            left
+            or len(telling) == len(found)
+            or data.count(_REASON) - told.count(_REASON) != len(found) - len(telling)
+            or any(data.count(word) != told.count(word) for word in _WORDS)
+            or (
+                (more := data.count(_USAGE) - told.count(_USAGE))
+                and more != data.count(_NO_USAGE) - told.count(_NO_USAGE)
+            )
+        ):
             return found
-        if len(_raws.decode(b"[" + b",".join(found) + b"]")) != len(found):
+        if len(_objects.decode(b"[" + b",".join(found) + b"]")) != len(found):
             raise msgspec.DecodeError("chunks that are not as they should be")
-        if self.model is None and (not telling or telling[0] is not found[0]):
+        if not self.model and not first:
             telling.insert(0, found[0])
         return telling
 
-    def _take_plain(self, chunks: list[Chunk]) -> bool:
-        """Take chunks that hold nothing unusual; False when one does: then they are to be read one by one."""
+    def _take_plain(self, found: list[bytes], data: bytes) -> bool:
+        """Take chunks that hold nothing unusual; False when one does: then they are to be read one by one.
+
+        Raises DecodeError as well.
+        """
+        told = self._telling(found, data) if self._choices == 1 and not self._begun_choices else found
+        chunks = _chunks.decode(b"[" + b",".join(told) + b"]")
+        if len(chunks) != len(told):
+            return False
+        if not self.model and told is not found and not chunks[0].model:
+            chunks = _chunks.decode(b"[" + b",".join(found) + b"]")
         for chunk in chunks:
             if chunk.error or chunk.x_groq is not None:
                 return False
@@ -247,9 +270,11 @@ class ChatWatcher:
                 elif choice.index:
                     self._begin(choice.index)
             if chunk.usage and (usage := bytes(chunk.usage)) != b"null":
+                if _TOKENS not in usage:
+                    return False
                 self._usage = usage
-            if self.model is None:
-                self.model = chunk.model
+            if not self.model:
+                self.model = chunk.model or None
         return True
 
     def _begin(self, index: int) -> None:
@@ -320,29 +345,32 @@ class ChatWatcher:
         return rest if self.done else rest + b"data: [DONE]\n\n"
 
 
-def _is_text(data: bytes) -> bool:
-    """Tell whether bytes are UTF-8: the JSON decoder does not look into strings that nobody wants."""
-    try:
-        data.decode()
-    except UnicodeDecodeError:
-        return False
-    return True
-
-
 def _without_usage(data: bytes) -> bytes:
-    """Take the events without choices out of whole events."""
-    if b"\r" not in data and data.count(b'"usage"') == 1:
-        found = data.index(b'"usage"')
+    """Take the events that have usage and no choices out of whole events."""
+    if b"\r" not in data and data.count(_USAGE) == 1:
+        found = data.index(_USAGE)
         start, end = data.rfind(b"\n\n", 0, found), data.index(b"\n\n", found) + 2
         start = 0 if start < 0 else start + 2
-        return data[:start] + data[end:] if _NO_CHOICES.search(data, start, end) else data
+        return data[:start] + data[end:] if _only_counts(data[start:end]) else data
     out, at = b"", 0
     for end in _ends(data, "sse"):
         event = data[at:end]
         at = end
-        if not (_NO_CHOICES.search(event) and b'"usage"' in event):
+        if not _only_counts(event):
             out += event
     return out + data[at:]
+
+
+def _only_counts(event: bytes) -> bool:
+    if _USAGE not in event or not _NO_CHOICES.search(event):
+        return False
+    plain = event.startswith(_DATA) and event.count(b"\n") == 2
+    found = [(None, event[6:])] if plain else SseDecoder().feed(b"\n" + event + b"\n\n")
+    try:
+        chunk = _chunk.decode(found[0][1] if found else b"{}")
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return False
+    return chunk.choices == [] and bytes(chunk.usage) not in NOTHING
 
 
 # ----------------------------------------------------------------------------------------------------- other dialects

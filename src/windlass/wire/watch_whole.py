@@ -16,11 +16,24 @@ from windlass.core.usage import Usage
 from windlass.wire.base import Dialect
 from windlass.wire.openai_chat_answer import decode_cost, decode_usage
 
-__all__ = ["NOTHING", "PLAIN_ENDS", "Choice", "Chunk", "PlainUsage", "Told", "read_whole"]
+__all__ = ["NOTHING", "PLAIN_ENDS", "Choice", "Chunk", "Object", "PlainUsage", "Told", "is_text", "read_whole"]
 
 #: What says that an answer ended as it should; every other word is looked up.
 PLAIN_ENDS = frozenset(("stop", "length", "tool_calls", "content_filter"))
 NOTHING = (b"", b"null")
+
+
+def is_text(data: bytes) -> bool:
+    """Tell whether bytes are UTF-8: the JSON decoder does not look into strings that nobody wants."""
+    try:
+        data.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+class Object(Struct, frozen=True, gc=False):
+    """Any object of JSON."""
 
 
 class Choice(Struct, frozen=True):
@@ -114,7 +127,7 @@ def read_whole(dialect: Dialect, body: bytes) -> Told:
     Raises WireError, or the classified ProviderError when it holds an error, and StreamInterrupted when the vendor
     says that it broke off.
     """
-    if dialect.name == "openai_chat":
+    if dialect.name == "openai_chat" and (body.isascii() or is_text(body)):
         try:
             plain = _plain.decode(body)
         except (msgspec.DecodeError, UnicodeDecodeError):
@@ -136,4 +149,9 @@ def read_whole(dialect: Dialect, body: bytes) -> Told:
 
 
 def _ended_well(choices: list[Choice] | None) -> bool:
-    return bool(choices) and all(choice.finish_reason in PLAIN_ENDS and not choice.error for choice in choices)
+    # Where they come in another order, the decoder sorts them.
+    return (
+        bool(choices)
+        and not choices[0].index
+        and all(choice.finish_reason in PLAIN_ENDS and not choice.error for choice in choices)
+    )
