@@ -79,8 +79,10 @@ class Repository(Cli):
 
 
 @pytest.fixture
-def repository(tmp_path: Path) -> Repository:
-    return Repository(tmp_path)
+def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Repository:
+    made = Repository(tmp_path)
+    monkeypatch.setenv("PATH", made.env["PATH"])  # for agents in this process, too
+    return made
 
 
 def rounds(events: list[Event]) -> list[list[str]]:

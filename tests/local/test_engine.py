@@ -328,6 +328,7 @@ def test_exit_amid_an_answer_neither_hangs_nor_crashes() -> None:
 def test_loading_leaves_signals_alone() -> None:
     done = program(
         """
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # whoever runs the tests may ignore it
         asyncio.run(ask(engine, said("hello")))
         assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
         try:

@@ -146,11 +146,11 @@ def blanks(dialect: str, stream: bool) -> Step:
     return stream_of(*FRAMES[dialect][:start], *pings, *FRAMES[dialect][start:])
 
 
-def in_error(when: int) -> Does:
+def in_error(when: int, kind: str = "overloaded_error") -> Does:
     """An error as an event: the first, one amid the content, or the one behind it."""
 
     def does(dialect: str, stream: bool) -> Step:
-        told = {"type": "overloaded_error", "message": "busy"}
+        told = {"type": kind, "message": "busy"}
         if not stream:
             return Reply(200, compact({"type": "error", "error": told}), JSON)
         frames = list(FRAMES[dialect])
@@ -264,6 +264,9 @@ DOES: dict[str, Does] = {
     "pings without end": begun(*[part for _ in range(40) for part in (b": ping\n\n", 0.03)], upto=1, end="hang"),
     "error first": in_error(0),
     "error in the content": in_error(1),
+    "refused key first": in_error(0, "authentication_error"),
+    "refused request first": in_error(0, "invalid_request_error"),
+    "unknown model in the content": in_error(1, "not_found_error"),
     "error behind the content": in_error(2),
     "no end of the body": lambda dialect, stream: stream_of(*FRAMES[dialect], finish=False, end="hang"),
 }  # fmt: skip

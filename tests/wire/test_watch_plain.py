@@ -222,6 +222,8 @@ def test_usage_is_hidden_wherever_it_stands() -> None:
         (piece() + end + counts + plain(choices=[], usage=None) + DONE,
          piece() + end + plain(choices=[], usage=None) + DONE),
         (nested + end + DONE, nested + end + DONE),
+        # What counts nothing is none of what we asked for.
+        (plain(choices=[], usage={"x": 1}) + end + counts + DONE, plain(choices=[], usage={"x": 1}) + end + DONE),
         (piece('"usage":{') + end + counts + DONE, piece('"usage":{') + end + DONE),
     ):  # fmt: skip
         for at in range(len(data)):

@@ -20,7 +20,7 @@ from windlass.core.usage import Usage
 from windlass.wire.base import Dialect, StreamDecoder, as_dict, as_list, as_str, load_object
 from windlass.wire.openai_chat_answer import decode_cost, decode_usage, error_in, finish_reason
 from windlass.wire.sse import MAX_EVENT, SseDecoder
-from windlass.wire.watch_whole import NOTHING, PLAIN_ENDS, Chunk, Object, PlainUsage, is_text
+from windlass.wire.watch_whole import PLAIN_ENDS, Chunk, Object, PlainUsage, is_text
 
 __all__ = ["Framing", "Watcher", "check_reason", "watcher_for"]
 
@@ -104,8 +104,6 @@ _REASON = b'"finish_reason"'
 _GOES_ON = _REASON + b":null"
 _USAGE, _NO_USAGE = b'"usage"', b'"usage":null'
 _WORDS = (b'"error"', b'"x_groq"')
-#: What a count of tokens is called.
-_TOKENS = b'_tokens"'
 _CONTENT = re.compile(
     rb'"(?:content|reasoning_content|reasoning|refusal|text|arguments|data)"\s*:\s*"[^"]|"tool_calls"\s*:\s*[\[{]'
 )
@@ -270,7 +268,7 @@ class ChatWatcher:
                 elif choice.index:
                     self._begin(choice.index)
             if chunk.usage and (usage := bytes(chunk.usage)) != b"null":
-                if _TOKENS not in usage:
+                if not _counted(usage):
                     return False
                 self._usage = usage
             if not self.model:
@@ -370,7 +368,11 @@ def _only_counts(event: bytes) -> bool:
         chunk = _chunk.decode(found[0][1] if found else b"{}")
     except (msgspec.DecodeError, UnicodeDecodeError):
         return False
-    return chunk.choices == [] and bytes(chunk.usage) not in NOTHING
+    return chunk.choices == [] and _counted(bytes(chunk.usage))
+
+
+def _counted(usage: bytes) -> bool:
+    return b'"prompt_tokens"' in usage or b'"completion_tokens"' in usage
 
 
 # ----------------------------------------------------------------------------------------------------- other dialects
