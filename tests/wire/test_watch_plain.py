@@ -132,6 +132,10 @@ def cut(data: bytes, places: Sequence[int]) -> list[bytes]:
     return [data[start:end] for start, end in itertools.pairwise(points) if end > start]
 
 
+def lines(data: bytes) -> bytes:
+    return data.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+
+
 @settings(max_examples=400)
 @given(STREAMS, st.lists(st.integers(0, 5000), max_size=5), st.booleans(), st.sampled_from([1, 1, 2]))
 def test_any_stream_in_any_pieces_tells_what_decoding_it_tells(
@@ -143,7 +147,8 @@ def test_any_stream_in_any_pieces_tells_what_decoding_it_tells(
         seen = Told(ChatWatcher(choices=choices), pieces)
         assert (seen.error, seen.known) == (want.error, want.known)
         if not want.error:
-            assert (seen.passed, seen.events) == (want.passed, want.events)
+            # A line end that was cut in two is one, or two of the other kind.
+            assert (lines(seen.passed), seen.events) == (lines(want.passed), want.events)
 
 
 @settings(max_examples=200)
@@ -158,8 +163,15 @@ def test_usage_is_hidden_alike_however_the_stream_is_cut(data: bytes, places: li
             assert seen.passed == want.passed
 
 
+def _named(chunk: dict[str, Any]) -> dict[str, Any]:
+    """Return it with the fields that the decoder looks for only where their number changes."""
+    return {**chunk, "model": "m-1", "x_groq": None}
+
+
 @settings(max_examples=200)
-@given(st.lists(EVENTS, max_size=6).map(b"".join))
+@given(
+    st.lists(st.builds(_event, CHUNKS.map(_named), st.sampled_from(_WRITERS), st.booleans()), max_size=6).map(b"".join)
+)
 def test_what_is_whole_is_what_the_dialects_decoder_says(data: bytes) -> None:
     data += DONE
     seen = Told(ChatWatcher(), [data])
