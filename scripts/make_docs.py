@@ -31,6 +31,7 @@ ROOMS = (
     "testing",
     "providers",
     "accounts",
+    "training",
     "server",
     "apps",
 )
