@@ -31,9 +31,9 @@ from windlass.core.credentials import (
     read_credentials,
     read_private,
     system_keyring,
-    write_private,
 )
 from windlass.core.errors import AuthError, ConfigError
+from windlass.core.private import replace_private
 from windlass.testing.clock import FakeClock
 
 LOGIN = Login(
@@ -177,7 +177,7 @@ def test_logins_come_and_go(tmp_path: Path) -> None:
 def test_a_broken_file_is_told_without_its_content(tmp_path: Path, content: bytes, words: str) -> None:
     store = CredentialStore(tmp_path / "c")
     store.write("mine", LOGIN, "file")
-    write_private(store.path("mine"), content)
+    replace_private(store.path("mine"), content)
     with pytest.raises(ConfigError, match=words):
         store.read("mine")
     with pytest.raises(ConfigError, match=words):
@@ -202,7 +202,7 @@ def test_files_that_others_could_have_made_or_read_are_not_used(tmp_path: Path) 
     with pytest.raises(ConfigError, match="no plain file"):  # and it does not wait for who writes to it
         store.read("mine")
     big = tmp_path / "big"
-    write_private(big, b"x" * ((1 << 20) + 1))
+    replace_private(big, b"x" * ((1 << 20) + 1))
     with pytest.raises(ConfigError, match="1 MiB"):
         read_private(big)
     with pytest.raises(FileNotFoundError):
@@ -300,7 +300,7 @@ def test_a_login_in_a_keyring_that_is_gone_is_told(tmp_path: Path, monkeypatch: 
 
 async def test_one_holds_the_file_and_the_next_sees_what_it_became(tmp_path: Path) -> None:
     path = tmp_path / "f"
-    write_private(path, b"0")
+    replace_private(path, b"0")
     inside = 0
 
     async def renew() -> None:
@@ -310,7 +310,7 @@ async def test_one_holds_the_file_and_the_next_sees_what_it_became(tmp_path: Pat
             assert inside == 1
             number = int(read_private(path))
             await asyncio.sleep(0.001)
-            write_private(path, str(number + 1).encode())
+            replace_private(path, str(number + 1).encode())
             inside -= 1
 
     await asyncio.gather(*[renew() for _ in range(6)])
@@ -320,7 +320,7 @@ async def test_one_holds_the_file_and_the_next_sees_what_it_became(tmp_path: Pat
 async def test_who_waits_too_long_or_is_cancelled_holds_nothing(tmp_path: Path) -> None:
     path = tmp_path / "f"
     async with FileLock(path):  # there is nothing to hold
-        write_private(path, b"0")
+        replace_private(path, b"0")
         async with FileLock(path):
             with pytest.raises(TimeoutError):
                 async with FileLock(path, 0.1):
@@ -343,14 +343,14 @@ async def test_a_file_that_was_replaced_while_it_was_opened_is_opened_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "f"
-    write_private(path, b"0")
+    replace_private(path, b"0")
     before, calls = fcntl.flock, 0
 
     def flock(handle: int, how: int) -> None:
         nonlocal calls
         calls += 1
         if calls == 1:
-            write_private(path, b"1")  # who held it until now is done
+            replace_private(path, b"1")  # who held it until now is done
         before(handle, how)
 
     monkeypatch.setattr(fcntl, "flock", flock)
@@ -362,7 +362,7 @@ async def test_a_file_that_was_replaced_while_it_was_opened_is_opened_again(
 
 async def test_a_program_that_dies_lets_go(tmp_path: Path) -> None:
     path = tmp_path / "f"
-    write_private(path, b"0")
+    replace_private(path, b"0")
     held = "fcntl.flock(os.open(sys.argv[1], os.O_RDONLY), 2)"
     script = f"import fcntl, os, sys, time\n{held}\nprint('held', flush=True)\ntime.sleep(60)"
     process = await asyncio.create_subprocess_exec(sys.executable, "-c", script, path, stdout=asyncio.subprocess.PIPE)

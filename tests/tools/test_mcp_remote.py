@@ -6,6 +6,7 @@ import asyncio
 import base64
 import hashlib
 import json
+import socket
 import stat
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from pathlib import Path
@@ -335,6 +336,39 @@ async def test_s84_the_listener_answers_only_its_own_path(remote: Remote, tmp_pa
     await first.connected()
     await first.close()
     assert pages == [404, 404, 404, 404]
+
+
+def is_bound(address: str) -> bool:
+    with socket.socket() as probe:
+        try:
+            probe.bind(("127.0.0.1", urlsplit(address).port or 0))
+        except OSError:
+            return True
+    return False
+
+
+async def test_a_login_holds_one_port_and_frees_it(remote: Remote, tmp_path: Path) -> None:
+    server = McpServer(name="far", transport="http", url=f"{remote.url}/mcp")
+    login = Login(server, PrivateFiles(tmp_path), browser)
+    asked = [str(login.auth().context.client_metadata.redirect_uris[0]) for _ in range(2)]
+    assert [is_bound(address) for address in asked] == [False, True]
+    login.close()
+    assert [is_bound(address) for address in asked] == [False, False]
+
+
+async def test_a_page_that_cannot_be_shown_leaves_no_listener(remote: Remote, tmp_path: Path) -> None:
+    remote.secured = True
+    shown: list[str] = []
+
+    async def blind(url: str) -> None:
+        shown.append(parse_qs(urlsplit(url).query)["redirect_uri"][0])
+        raise ToolError("there is no browser")
+
+    wrong = connection(remote, tmp_path, blind)
+    with pytest.raises(ToolError, match="no browser"):
+        await wrong.connected()
+    await wrong.close()
+    assert [is_bound(address) for address in shown] == [False]
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,6 @@ A login is bound to what made it: the token endpoint and client that may renew i
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import importlib
 import logging
@@ -23,6 +22,7 @@ from msgspec import Struct
 from windlass.core import clock
 from windlass.core.errors import ConfigError, WindlassError
 from windlass.core.json import JsonError, dumps, loads
+from windlass.core.private import replace_private
 
 __all__ = [
     "MARGIN_MS",
@@ -37,7 +37,6 @@ __all__ = [
     "read_credentials",
     "read_private",
     "system_keyring",
-    "write_private",
 ]
 
 log = logging.getLogger("windlass.credentials")
@@ -316,7 +315,7 @@ class CredentialStore:
             # One by one: parents that `mkdir` makes on the way are open to others.
             for folder in (self.folder.parent, self.folder):
                 folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            write_private(path, msgspec.json.format(msgspec.json.encode(kept)) + b"\n")
+            replace_private(path, msgspec.json.format(msgspec.json.encode(kept)) + b"\n")
         except OSError as error:
             raise ConfigError(f"Cannot write {path}: {error.strerror}.") from error
         if before == "keyring" and kept.place == "file":
@@ -406,22 +405,6 @@ def _unsafe(info: os.stat_result, alone: bool) -> str:
     if info.st_mode & 0o022:
         return "others may write to it"
     return "others may read it" if alone and info.st_mode & 0o077 else ""
-
-
-def write_private(path: Path, data: bytes) -> None:
-    """Put a new file of mode 0600 in the place of another, at once and durably. Raises OSError."""
-    beside = path.with_name(f".{path.name}.{clock.new_id()}")
-    handle = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o600)
-    try:
-        with open(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(handle)
-        beside.replace(path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            beside.unlink()
-        raise
 
 
 class FileLock:

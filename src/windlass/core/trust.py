@@ -22,6 +22,7 @@ from msgspec import Struct
 
 from windlass.core import clock
 from windlass.core.errors import ConfigError
+from windlass.core.private import replace_private
 
 __all__ = ["INFORMATIVE", "PROJECT_PATHS", "ProjectFile", "Trust", "TrustStatus", "project_files"]
 
@@ -175,18 +176,8 @@ class Trust:
         return grants
 
     def _write(self, grants: _Grants) -> None:
-        temp = self.home / f".trust-{clock.new_id()}.tmp"
         try:
-            handle = os.open(temp, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-            try:
-                with open(handle, "wb") as file:
-                    file.write(msgspec.json.format(msgspec.json.encode(grants)) + b"\n")
-                    file.flush()
-                    os.fsync(file.fileno())
-                temp.replace(self.path)
-            except BaseException:
-                temp.unlink(missing_ok=True)
-                raise
+            replace_private(self.path, msgspec.json.format(msgspec.json.encode(grants)) + b"\n")
         except OSError as error:
             raise ConfigError(f"Cannot write {self.path}: {error.strerror}.") from error
 

@@ -18,6 +18,7 @@ from windlass.core.errors import AuthError, ProviderError
 from windlass.core.json import JsonError, loads
 from windlass.core.oauth import account_in
 from windlass.core.oauth_settings import OAuthSettings
+from windlass.core.private import replace_private
 from windlass.providers.oauth import AccountProvider
 from windlass.providers.oauth_account import Account
 from windlass.providers.oauth_sources import Given
@@ -76,17 +77,7 @@ def save_tokens(path: str, tokens: Mapping[str, str]) -> None:
     kept = as_dict(data)
     renewed = clock.rfc3339(clock.now_ns())
     kept = {**kept, "tokens": {**as_dict(kept.get("tokens")), **tokens}, "last_refresh": renewed}
-    beside = f"{path}.{clock.new_id()}"
-    handle = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    try:
-        with open(handle, "w", encoding="utf-8") as file:
-            json.dump(kept, file, indent=2)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, path)  # noqa: PTH105
-    except BaseException:
-        os.unlink(beside)  # noqa: PTH108
-        raise
+    replace_private(path, json.dumps(kept, indent=2).encode())
 
 
 class _AuthFile:

@@ -12,9 +12,9 @@ from windlass.core.credentials import (
     Login,
     read_credentials,
     read_private,
-    write_private,
 )
 from windlass.core.errors import ConfigError
+from windlass.core.private import replace_private
 
 __all__ = ["Given", "NamedFile", "Source", "Stored"]
 
@@ -87,7 +87,7 @@ class NamedFile:
             if value is not None or name in entry:
                 entry[name] = value
         # A link to a file elsewhere stays one.
-        write_private(Path(self.path).resolve(), json.dumps(whole, indent=2).encode() + b"\n")
+        replace_private(Path(self.path).resolve(), json.dumps(whole, indent=2).encode() + b"\n")
 
     def _entry(self) -> tuple[dict[str, Any], dict[str, Any]]:
         try:

@@ -9,7 +9,6 @@ could give that name; else a `~` and twelve digits of a digest of both ids are a
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,6 +20,7 @@ from windlass.core.errors import StoreError
 from windlass.core.events import ConfigChanged, Event, MessageAdded, SessionCreated
 from windlass.core.json import JsonError, dumps, loads
 from windlass.core.messages import Message, Role, Text, ToolResponse, response_text
+from windlass.core.private import replace_private
 from windlass.core.threads import run_in_thread
 
 __all__ = [
@@ -175,17 +175,9 @@ def session_json(tenant: str, session: str, events: Sequence[Event]) -> bytes:
 def write_session(folder: Path, tenant: str, session: str, events: Sequence[Event]) -> Path:
     """Write a session's file into a folder, whole or not at all, and return its path. Raises StoreError."""
     path = folder / file_name(tenant, session)
-    part = path.with_name(f".{path.name[:100]}.{clock.new_id()}")
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        try:
-            with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-                file.write(session_json(tenant, session, events))
-                file.flush()
-                os.fsync(file.fileno())
-            part.replace(path)
-        finally:
-            part.unlink(missing_ok=True)
+        replace_private(path, session_json(tenant, session, events))
     except OSError as error:
         raise StoreError(f"Cannot write {path}: {error.strerror}.") from error
     return path

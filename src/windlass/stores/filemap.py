@@ -14,7 +14,6 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import inspect
-import os
 import re
 import weakref
 from collections.abc import Awaitable, Callable, Sequence
@@ -23,10 +22,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from windlass.core import clock
 from windlass.core.errors import ConfigError, SessionError, SessionNotFound, SessionVersionError, StoreError
 from windlass.core.json import dumps_stored, loads_stored
 from windlass.core.ports import Row, SessionInfo
+from windlass.core.private import replace_private
 from windlass.core.threads import run_in_thread
 from windlass.stores.jsonl import decode_line, encode_line
 from windlass.stores.rows import Fork, check_fork, check_rows, conflict, fork_of, is_sha256, title_of
@@ -301,17 +300,7 @@ def folder(path: str = "") -> FileMapStore:
     def save(key: str, data: bytes) -> None:
         target = place(key)
         target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        part = target.with_name(f".{clock.new_id()}.part")
-        try:
-            handle = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-            with os.fdopen(handle, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            part.replace(target)
-        finally:
-            part.unlink(missing_ok=True)
-        _sync(target.parent)
+        replace_private(target, data)
 
     def delete(key: str) -> None:
         target = place(key)
@@ -323,13 +312,3 @@ def folder(path: str = "") -> FileMapStore:
         return partial(run_in_thread, function)
 
     return FileMapStore(threaded(get), threaded(save), threaded(delete))
-
-
-def _sync(path: Path) -> None:
-    """Make a rename in a folder durable, where the platform can."""
-    with suppress(PermissionError):
-        handle = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)

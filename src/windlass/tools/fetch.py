@@ -8,6 +8,7 @@ from typing import Any
 from msgspec import Struct
 
 from windlass.core import clock
+from windlass.core.addresses import address_refused, name_refused
 from windlass.core.errors import BodyTooLarge, ConnectError, TransportError, TransportTimeout
 from windlass.core.http import REASONS, Client, Headers, StreamResponse, Timeouts, TlsError, default_context
 from windlass.core.threads import run_in_thread
@@ -15,8 +16,6 @@ from windlass.tools.access import Refusal
 from windlass.tools.web_address import (
     Domains,
     Target,
-    address_refused,
-    name_refused,
     read_url,
     redirect_target,
     same_origin,

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from windlass.core import clock, json
+from windlass.core import json
 from windlass.core.errors import ConfigError
+from windlass.core.private import replace_private
 
 __all__ = ["PrivateFiles"]
 
@@ -56,20 +55,9 @@ class PrivateFiles:
     def write(self, name: str, identity: str, data: dict[str, Any]) -> None:
         """Keep `data`, durably. Raises ConfigError."""
         path = self.path(name, identity)
-        temp = path.with_name(f".{path.name}.{clock.new_id()}")
         try:
             self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            fd = os.open(temp, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0), 0o600)
-            try:
-                with open(fd, "wb") as file:
-                    file.write(json.dumps(data))
-                    file.flush()
-                    os.fsync(file.fileno())
-                temp.replace(path)
-            except BaseException:
-                with contextlib.suppress(OSError):
-                    temp.unlink()
-                raise
+            replace_private(path, json.dumps(data))
         except OSError as error:
             raise ConfigError(f"Cannot write {path}: {error.strerror}.") from error
 

@@ -104,6 +104,7 @@ class Login:
     def _redirect_uri(self) -> str:
         known: Any = self._data.get("client", {}).get("redirect_uris") or []
         port = self.server.redirect_port or ((urlsplit(str(known[0])).port or 0) if known else 0)
+        self.close()
         if self.show is not None:
             self._socket = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
             self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -111,6 +112,7 @@ class Login:
                 self._socket.bind(("127.0.0.1", port))
             except OSError as error:
                 if self.server.redirect_port:
+                    self.close()
                     raise ToolError(f"Port {port}, where the login page answers, is taken: {error}.") from error
                 # Somebody has the port that was registered: a new registration names a new one.
                 self._socket.bind(("127.0.0.1", 0))
@@ -177,8 +179,17 @@ class Login:
         if metadata is not None and "S256" not in (methods or ()):
             raise ToolError(f"The authorization server of {self.server.name!r} does not offer PKCE with S256.")
         self._answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        self._listener = await asyncio.start_server(self._serve, sock=self._socket.dup(), limit=16_384)
-        await self.show(url)
+        ear = self._socket.dup()  # the server closes what it is given; the port stays ours for the next login
+        try:
+            self._listener = await asyncio.start_server(self._serve, sock=ear, limit=16_384)
+        except BaseException:
+            ear.close()
+            raise
+        try:
+            await self.show(url)
+        except BaseException:
+            self._listener.close()
+            raise
 
     async def _callback(self) -> Any:
         try:

@@ -24,10 +24,11 @@ from typing import Any
 from msgspec import Struct
 
 from windlass.core import clock
+from windlass.core.addresses import address_refused, name_refused
 from windlass.core.errors import WorkspaceError
 from windlass.core.text import visible
 
-__all__ = ["PROXY_PORT", "Decision", "Egress", "Rule", "address_refused", "parse_rule"]
+__all__ = ["PROXY_PORT", "Decision", "Egress", "Rule", "parse_rule"]
 
 _log = logging.getLogger(__name__)
 
@@ -54,13 +55,6 @@ _NAME = re.compile(r"(\*\.)?([a-z0-9_]([a-z0-9_-]*[a-z0-9_])?\.)*[a-z0-9_]([a-z0
 _LINE = re.compile(rb"([A-Z]{1,20}) ([\x21-\x7e]{1,8192}) HTTP/1\.[01]")
 _URL = re.compile(r"http://([^/?#@\\]+)(/[^#]*|\?[^#]*)?", re.ASCII)
 _HOP = frozenset((b"connection", b"keep-alive", b"te", b"upgrade", b"host"))
-#: Clouds answer here with credentials of the machine; never reached, whatever the list says.
-_METADATA = frozenset(
-    ipaddress.ip_address(each) for each in ("169.254.169.254", "169.254.170.2", "100.100.100.200", "fd00:ec2::254")
-)
-_NAT64, _MAPPED = ipaddress.ip_network("64:ff9b::/96"), ipaddress.ip_network("::ffff:0:0/96")
-_RELAY = ipaddress.ip_network("192.88.99.0/24")
-_Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 Resolve = Callable[[str, int], Awaitable[list[str]]]
 
 
@@ -93,34 +87,6 @@ def parse_rule(text: str) -> Rule:
     if not host or port == 0 or not (_NAME.fullmatch(host) or _literal(host)):
         raise WorkspaceError(f"{visible(text)!r} cannot be on the list of hosts.", hint='Write "example.com:443".')
     return Rule(host, port)
-
-
-def address_refused(text: str) -> str:
-    """Return why an IP address is no public one, "" when it is.
-
-    `ipaddress.is_global` alone lets through multicast, site-local addresses, and IPv6 forms that carry an IPv4 one.
-    """
-    address = ipaddress.ip_address(text.split("%", 1)[0])
-    forms = [address, *_inner(address)]
-    if any(each in _METADATA for each in forms):
-        return "it is a cloud's metadata service"
-    # Mapped and NAT64 addresses are IPv4 in other clothes, what DNS64 gives for every public host.
-    if len(forms) > 1 and (address in _NAT64 or address in _MAPPED):
-        forms = forms[1:]
-    for each in forms:
-        special = each.is_multicast or each.is_reserved or getattr(each, "is_site_local", False) or each in _RELAY
-        if not each.is_global or special:
-            return f"{text} is not a public address"
-    return ""
-
-
-def _inner(address: _Address) -> list[ipaddress.IPv4Address]:
-    """Return the IPv4 addresses that an IPv6 one carries: mapped, 6to4, Teredo, NAT64."""
-    if isinstance(address, ipaddress.IPv4Address):
-        return []
-    nat64 = ipaddress.IPv4Address(address.packed[12:]) if address in _NAT64 else None
-    found = (address.ipv4_mapped, address.sixtofour, *(address.teredo or ()), nat64)
-    return [each for each in found if each is not None]
 
 
 async def _resolve(host: str, port: int) -> list[str]:
@@ -303,10 +269,10 @@ class Egress:
 
     async def _decide(self, host: str, port: int) -> tuple[str, str]:
         """Return why not, or the address to connect to; either is kept and logged."""
-        why, address = "", ""
+        why, address = name_refused(host), ""
         if not any(rule.allows(host, port) for rule in self._rules):
             why = "it is not on the list of allowed hosts"
-        else:
+        elif not why:
             try:
                 async with clock.deadline(_CONNECT_SECONDS):
                     found = [str(_literal(host))] if _literal(host) else await self._resolve(host, port)
@@ -365,7 +331,7 @@ def _host_port(text: str, default: int | None) -> tuple[str, int | None]:
     return match[1].removesuffix("."), port if port is None or 0 < port < 65536 else 0
 
 
-def _literal(host: str) -> _Address | None:
+def _literal(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
     try:
         return ipaddress.ip_address(host)
     except ValueError:
