@@ -395,6 +395,20 @@ def test_s82_the_third_of_three_is_asked_about() -> None:
     assert permissions.gate(MCP, {}, seen) is None
 
 
+@pytest.mark.parametrize(
+    "path",
+    [".env", "a/.env.local", "~/.ssh/id_ed25519", ".aws/config", "/home/u/.config/windlass/credentials/openai.json",
+     ".credentials.json", "/home/u/.codex/auth.json", "deploy.pem", "secrets.yaml", ".config/gcloud/x"],
+)  # fmt: skip
+def test_s82_files_that_hold_secrets_are_known_by_their_names(path: str) -> None:
+    assert Permissions("ask").traits(READ, {"path": path}) == {"secret": f"{path} was read"}
+
+
+@pytest.mark.parametrize("path", ["src/env.py", "secretary.txt", "docs/credentials-howto.md", "author.json", "key"])
+def test_s82_and_others_are_not(path: str) -> None:
+    assert Permissions("ask").traits(READ, {"path": path}) == {}
+
+
 def test_s82_a_command_without_a_sandbox_reads_and_sends() -> None:
     permissions = Permissions("ask", confined=False)
     assert permissions.gate(SHELL, {"command": "ls"}, {}) is None

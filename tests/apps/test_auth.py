@@ -218,6 +218,10 @@ async def test_status_tells_how_each_login_stands(cli: Cli, browser: Callable[..
             "provider": "mine", "state": "valid", "kept": "file", "account_id": "acc-3", "renewable": True,
             "client_id": CLIENT, "scopes": ["a", "b"], "for": server.url,
         }  # fmt: skip
+        # Who is logged in needs no key.
+        (mine,) = [line for line in (await cli("models")).out.splitlines() if line.startswith("mine")]
+        assert mine.split()[1] == "ready"
+        assert "mine (login)" in (await cli("doctor")).out
         file = cli.home / "credentials" / "mine.json"
         file.write_text(json.dumps({**json.loads(file.read_text()), "expires": 1000}))
         assert "mine as acc-3: renewed when used" in (await cli("auth", "status", "mine")).out

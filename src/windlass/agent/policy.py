@@ -48,7 +48,8 @@ PLAN = (
     "whether to go on"
 )
 _SECRET = re.compile(
-    r"(?:^|/)(?:\.env(?:\.[^/]*)?|\.netrc|\.pgpass|\.npmrc|\.pypirc|\.git-credentials|id_(?:rsa|dsa|ecdsa|ed25519)[^/]*"
+    r"(?:^|/)(?:\.env(?:\.[^/]*)?|\.netrc|\.pgpass|\.npmrc|\.pypirc|\.git-credentials|\.credentials\.json|auth\.json"
+    r"|id_(?:rsa|dsa|ecdsa|ed25519)[^/]*"
     r"|[^/]*\.(?:pem|key|p12|pfx|kdbx|keystore|jks)"
     r"|(?:credential|secret|password|token)s?(?:\.(?:json|ya?ml|toml|txt|ini|cfg|conf|xml|properties|csv))?)(?:/|$)"
     r"|(?:^|/)(?:\.ssh|\.aws|\.gnupg|\.kube|\.docker|\.config/(?:gcloud|gh)|\.local/share/keyrings)(?:/|$)",

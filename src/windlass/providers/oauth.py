@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import aclosing
 from functools import partial
+from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
 
@@ -22,7 +23,7 @@ from windlass.providers.oauth_sources import Given, NamedFile, Stored
 from windlass.providers.remote import RemoteProvider
 from windlass.wire.base import Dialect
 
-__all__ = ["AccountProvider", "account_of", "origin_of", "store_of"]
+__all__ = ["AccountProvider", "account_of", "has_login", "origin_of", "store_of"]
 
 _T = TypeVar("_T")
 #: Variables of which one says where this user's files are.
@@ -149,6 +150,16 @@ def origin_of(base_url: str) -> str:
     """Return the scheme and host of an address, which a login belongs to."""
     parsed = parse_url(base_url)
     return f"{parsed.scheme}://{parsed.authority}"
+
+
+def has_login(settings: ProviderSettings, config: Config) -> bool:
+    """Tell whether somebody is logged in to a provider, without asking a keyring or a server."""
+    name = SAME_ACCOUNT.get(settings.name, settings.name)
+    table: dict[str, Any] = {**config.user_providers.get(name, {}), **settings.table}
+    if "credentials" in table:
+        return Path(str(table["credentials"])).expanduser().is_file()
+    store = store_of(config)
+    return "access" in table or (store is not None and name in store)
 
 
 def account_of(settings: ProviderSettings, config: Config, row: Mapping[str, Any], base_url: str) -> Account | None:

@@ -21,6 +21,7 @@ from windlass.core.config import Config
 from windlass.core.config_files import config_home, data_home, default_files
 from windlass.core.errors import WindlassError
 from windlass.local.embedded import embedded_model
+from windlass.providers.oauth import has_login
 from windlass.providers.vendors import VENDORS
 from windlass.workspaces.sandbox import sandbox_level
 
@@ -28,7 +29,7 @@ __all__ = ["main", "parser"]
 
 Finding = tuple[str, bool, str]
 _ROW = "{:<17} {:<7} {:<24} {:<55} {}"
-_EXTRAS = {"local": "xllamacpp", "regex": "re2", "uvloop": "uvloop"}
+_EXTRAS = {"local": "xllamacpp", "train": "torch", "vectors": "sqlite_vec", "regex": "re2", "uvloop": "uvloop"}
 
 
 def main(name: str, args: list[str]) -> int:
@@ -87,8 +88,10 @@ def _checks(config: Config) -> Iterator[Finding]:
         ", ".join([f"{path}{'' if path.is_file() else ' (none)'}" for path, _ in default_files(config.environ)]),
     )
     yield "folders", True, f"settings {config_home(config.environ)}, data {data_home(config.environ)}"
-    keys = [name for name in VENDORS if config.provider_settings(name).api_key]
-    yield "keys", True, ", ".join(keys) if keys else "no provider key is set: the built-in model answers"
+    settings = [config.provider_settings(name) for name in dict.fromkeys([*VENDORS, *config.user_providers])]
+    keys = [each.name for each in settings if each.api_key]
+    logins = [f"{each.name} (login)" for each in settings if not each.api_key and has_login(each, config)]
+    yield "keys", True, ", ".join([*keys, *logins]) or "no provider key is set: the built-in model answers"
     for extra, module in _EXTRAS.items():
         found = importlib.util.find_spec(module) is not None
         hint = "" if found else f": pip install 'windlass[{extra}]'"

@@ -10,6 +10,7 @@ from windlass.core import json, registry
 from windlass.core.config import Config
 from windlass.core.models import facts_of
 from windlass.core.text import strip_escapes
+from windlass.providers.oauth import has_login
 from windlass.providers.vendors import VENDORS, vendor_of
 
 __all__ = ["main", "parser"]
@@ -50,7 +51,7 @@ def _providers(config: Config) -> list[dict[str, object]]:
         settings = config.provider_settings(name)
         vendor = vendor_of(settings)
         key = next((n for n in settings.key_names if not n.startswith("WINDLASS_")), settings.key_names[0])
-        ready = bool(settings.api_key) or vendor.key == "optional"
+        ready = bool(settings.api_key) or vendor.key == "optional" or has_login(settings, config)
         rows.append({"provider": name, "ready": ready, "key": key, "default_model": vendor.default_model})
     return rows
 
