@@ -21,7 +21,7 @@ from windlass.server.gateway import Gateway
 async def mounted(gateway: Gateway) -> AsyncGenerator[str]:
     sock = socket.socket()
     sock.bind(("127.0.0.1", 0))
-    config = uvicorn.Config(Application(gateway), log_level="critical", lifespan="on")
+    config = uvicorn.Config(Application(gateway), log_level="critical", lifespan="on", ws="none")
     server = uvicorn.Server(config)
     running = asyncio.ensure_future(server._serve([sock]))  # pyright: ignore[reportPrivateUsage]
     while not server.started:

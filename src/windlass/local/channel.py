@@ -1,12 +1,13 @@
-"""The way from an engine's thread to the event loop: chunks go in on one side, batches come out on the other."""
+"""The way from an engine's thread to its asker: chunks go in on one side and come out on the other."""
 
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections import deque
 from collections.abc import AsyncGenerator
 
-__all__ = ["Channel"]
+__all__ = ["Channel", "Whole"]
 
 
 class Channel:
@@ -67,3 +68,36 @@ class Channel:
                 break
         if self.error is not None:
             raise self.error
+
+
+class Whole:
+    """Keep the chunks of one answer for a thread that waits for all of them."""
+
+    closed = False
+
+    def __init__(self) -> None:
+        self._chunks: list[bytes] = []
+        self._error: BaseException | None = None
+        self._done = threading.Event()
+
+    def put(self, chunk: bytes) -> bool:
+        """Take one chunk (an empty one only asks); it never tells the writer to stop."""
+        if chunk:
+            self._chunks.append(chunk)
+        return False
+
+    def finish(self, error: BaseException | None = None) -> None:
+        """End the answer, with the error that `wait` raises; only the first call counts."""
+        if not self._done.is_set():
+            self._error = error
+            self._done.set()
+
+    def close(self) -> None:
+        """Nothing: who waits for the whole answer does not leave early."""
+
+    def wait(self) -> list[bytes]:
+        """Block until the answer ends and return its chunks. Raises what `finish` was given."""
+        self._done.wait()
+        if self._error is not None:
+            raise self._error
+        return self._chunks

@@ -11,16 +11,12 @@ import atexit
 import contextlib
 import importlib.util
 import os
-import secrets
-import shutil
-import socket
-import tempfile
 import threading
 import weakref
 from collections import deque
 from collections.abc import AsyncGenerator, Callable
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Final, Literal, Protocol
 
 import msgspec
 from msgspec import Struct
@@ -35,10 +31,27 @@ from windlass.core.errors import (
 from windlass.core.json import dumps
 from windlass.local.channel import Channel
 from windlass.local.control import control_tokens
+from windlass.local.door import Door
 from windlass.local.forced import NotHeld, Rewriter, plan
 from windlass.local.gguf import GgufInfo, read_header
 
-__all__ = ["ChatEngine", "Engine", "EngineOptions", "Fault", "Native", "count_tokens", "error_of", "require_engine"]
+__all__ = [
+    "Adapter",
+    "ChatEngine",
+    "Engine",
+    "EngineOptions",
+    "Fault",
+    "Kind",
+    "Line",
+    "Native",
+    "count_tokens",
+    "error_of",
+    "require_engine",
+]
+
+#: What an engine can be asked: `chat` and `completion` answer in chunks, all others with one; each takes and gives the
+#: JSON of llama.cpp's server (tools/server/README.md: /v1/chat/completions, /v1/completions, /v1/embeddings, ...).
+Kind = Literal["chat", "completion", "embeddings", "tokenize", "detokenize", "apply-template"]
 
 #: Tokens of context when neither the caller nor the model states fewer: memory grows with it.
 DEFAULT_CONTEXT: Final = 4096
@@ -49,6 +62,13 @@ _SILENT, _ERRORS_ONLY = -1, 1
 _SMALL: Final = 64 << 20
 
 
+class Adapter(Struct, frozen=True):
+    """A LoRA adapter to put on a model: a GGUF file, and how much of it is added (1.0: all, 0.0: none)."""
+
+    path: str
+    scale: float = 1.0
+
+
 class EngineOptions(Struct, frozen=True, kw_only=True):
     """How a model is loaded.
 
@@ -56,7 +76,9 @@ class EngineOptions(Struct, frozen=True, kw_only=True):
     further requests wait; `threads` of computation (None: the processors this process may use, one for a file below 64
     MiB, where more would only wait for each other). `gpu_layers` is -1 for
     all that the installed engine can offload. `memory_map` reads the file page by page when it is used; without it a
-    file that is cut while it runs cannot harm. `log` lets the engine write its errors to stderr.
+    file that is cut while it runs cannot harm. `log` lets the engine write its errors to stderr. `batch` is how many
+    tokens of a prompt are read at a time: a cancelled request ends at the next batch. `embedding` makes an engine that
+    gives vectors and no text, `pooling` (mean, cls, last, rank; empty: the model's own) how a text's are made one.
     """
 
     context: int | None = None
@@ -65,6 +87,10 @@ class EngineOptions(Struct, frozen=True, kw_only=True):
     gpu_layers: int = -1
     memory_map: bool = True
     log: bool = False
+    batch: int = 512
+    embedding: bool = False
+    pooling: str = ""
+    adapters: tuple[Adapter, ...] = ()
 
 
 class Fault(Struct, frozen=True, omit_defaults=True):
@@ -74,6 +100,25 @@ class Fault(Struct, frozen=True, omit_defaults=True):
     type: str = "engine"
     n_prompt_tokens: int = 0
     n_ctx: int = 0
+
+
+class Line(Protocol):
+    """Where an answer goes, from any thread: chunks, then the end."""
+
+    @property
+    def closed(self) -> bool: ...
+
+    def put(self, chunk: bytes) -> bool:
+        """Take one chunk (an empty one only asks); True tells the writer to stop."""
+        ...
+
+    def finish(self, error: BaseException | None = None) -> None:
+        """End the answer, with the error that it ended with; only the first call counts."""
+        ...
+
+    def close(self) -> None:
+        """Tell the writer to stop: nobody reads any more."""
+        ...
 
 
 class ChatEngine(Protocol):
@@ -160,23 +205,41 @@ class Native:
         self._wrap = ("<tool_call>\n", "\n</tool_call>") if "<tool_call>" in info.chat_template else ("", "")
         self._to_grammar: Callable[[dict[str, Any]], str] = library.json_schema_to_grammar
         self._server: Any = None
+        for adapter in options.adapters:
+            read_header(adapter.path)  # strangers' files too
         params = _parameters(library, info, self.context, self.slots, options)
-        folder: Path | None = None
+        self._door: Door | None = None
         try:
-            folder = _private_address(params)
+            self._door = Door(params)
             self._server = library.Server(params)
+            self._door.shut(str(self._server.listening_address))
         except OSError as error:
+            self._abandon()
             raise LocalModelError(f"No temporary folder could be made for the engine: {error}.", path=path) from error
         except RuntimeError as error:
+            self._abandon()
             raise LocalModelError(
                 f"The engine could not load {path}: {str(error).rstrip('.')}.",
                 path=path,
                 hint="Its architecture or quantisation may be too new for the installed engine, or memory too short.",
             ) from error
-        finally:
-            # Unlinked, the socket cannot be reached: nobody but us talks to the engine.
-            if folder is not None:
-                shutil.rmtree(folder, ignore_errors=True)
+
+    def answer(self, kind: Kind, body: dict[str, Any], take: Callable[[bytes], bool]) -> Fault | None:
+        """Answer one request of any kind; as `chat`."""
+        if kind == "chat":
+            return self.chat(body, take)
+        if kind == "completion":
+            return self._run(self._server.handle_completions, body, take)
+        if kind == "embeddings":
+            # Without a callback: it answers at once, with what `receive` takes for a chunk.
+            handle: Any = self._server.handle_embeddings
+            return self._run(lambda asked, receive: receive(handle(asked)), body, take)
+        assert self._door is not None
+        try:
+            take(self._door.ask(f"/{kind}", body))
+        except LocalModelError as error:
+            return Fault(error.message)
+        return None
 
     def chat(self, body: dict[str, Any], take: Callable[[bytes], bool]) -> Fault | None:
         """Answer one request: hand each chunk to `take` until it returns True, and return the fault if there is one.
@@ -191,6 +254,9 @@ class Native:
         if forced is not None:
             body, take = forced.body, Rewriter(forced, take).feed
         asked = {**body, "stream": True, "stream_options": {"include_usage": True}, "return_progress": True}
+        return self._run(self._server.handle_chat_completions, asked, lambda c: take(b"" if _PROGRESS in c else c))
+
+    def _run(self, handle: Callable[..., Any], body: dict[str, Any], take: Callable[[bytes], bool]) -> Fault | None:
         faults: list[bytes | Exception] = []
 
         def receive(chunk: bytes) -> bool:
@@ -201,13 +267,13 @@ class Native:
                 faults.append(chunk)
                 return True
             try:
-                return take(b"" if _PROGRESS in chunk else chunk)
+                return take(chunk)
             except Exception as error:  # the engine would swallow it
                 faults.append(error)
                 return True
 
         try:
-            self._server.handle_chat_completions(dumps(asked), receive)
+            handle(dumps(body), receive)
         except MemoryError:
             return Fault(f"The engine ran out of memory while it answered with {self.path}.")
         except (RuntimeError, ValueError, TypeError, LookupError, ArithmeticError) as error:
@@ -224,6 +290,11 @@ class Native:
     def close(self) -> None:
         """Unload the model. No request may be under way."""
         self._server = None
+        self._abandon()
+
+    def _abandon(self) -> None:
+        if self._door is not None:
+            self._door.close()
 
 
 def _parameters(library: Any, info: GgufInfo, context: int, slots: int, options: EngineOptions) -> Any:
@@ -232,7 +303,13 @@ def _parameters(library: Any, info: GgufInfo, context: int, slots: int, options:
     params.model.path = info.path
     params.model_alias = {Path(info.path).stem}
     params.n_ctx, params.n_parallel = context * slots, slots
-    params.n_batch = params.n_ubatch = 512  # a cancelled request ends at the next batch
+    params.n_batch = params.n_ubatch = options.batch
+    params.lora_adapters = [library.CommonAdapterLoraInfo(a.path, a.scale) for a in options.adapters]
+    if options.embedding:
+        params.embedding = True
+        params.n_batch = params.n_ubatch = context  # a text is read at once where tokens look ahead
+        if options.pooling:
+            params.pooling_type = library.llama_pooling_type[f"LLAMA_POOLING_TYPE_{options.pooling.upper()}"]
     params.cpuparams.n_threads = params.cpuparams_batch.n_threads = threads
     params.n_gpu_layers = options.gpu_layers
     modes = library.llama_load_mode
@@ -242,22 +319,6 @@ def _parameters(library: Any, info: GgufInfo, context: int, slots: int, options:
     params.cache_ram_mib = 0  # its default keeps up to 8 GiB of old prompts
     params.verbosity = _ERRORS_ONLY if options.log else _SILENT
     return params
-
-
-def _private_address(params: Any) -> Path | None:
-    """Keep the engine's own HTTP server, which cannot be switched off, from everybody; return a folder to remove."""
-    params.api_keys = [secrets.token_hex(32)]
-    params.endpoint_slots = params.endpoint_props = params.endpoint_metrics = params.ui = False
-    params.cors_origins = ""
-    params.n_threads_http = 1
-    if not hasattr(socket, "AF_UNIX") or os.name == "nt":
-        return None
-    folder = Path(tempfile.mkdtemp(prefix="windlass-"))
-    if len(os.fsencode(folder)) > 90:  # sun_path holds 108 bytes, on macOS 104
-        folder.rmdir()
-        folder = Path(tempfile.mkdtemp(prefix="windlass-", dir="/tmp"))
-    params.hostnames = [str(folder / "e.sock")]
-    return folder
 
 
 def _processors() -> int:
@@ -293,10 +354,7 @@ class Engine:
     async def stream(self, body: dict[str, Any]) -> AsyncGenerator[bytes]:
         """Yield the chunks of one answer; see `ChatEngine.stream`."""
         channel = Channel()
-        with self._lock:
-            if self._running is None:
-                self._running = _Running(self.path, self._options, self._verify)
-            self._running.submit(body, channel)
+        self.submit("chat", body, channel)
         try:
             async with contextlib.aclosing(channel.batches()) as batches:
                 async for batch in batches:
@@ -305,12 +363,36 @@ class Engine:
         finally:
             channel.close()
 
+    def submit(self, kind: Kind, body: dict[str, Any], line: Line) -> Callable[[], None]:
+        """Have a request answered into `line` by a thread of ours; returns what tells the engine to look at `closed`.
+
+        `line.put` may wait: then the engine's answer waits with it.
+        """
+        with self._lock:
+            self._start().submit(kind, body, line)
+        return _nothing
+
+    def call(self, kind: Kind, body: dict[str, Any]) -> bytes:
+        """Return the answer to what is answered at once (`tokenize`, ...), in the caller's thread. Raises as `stream`."""
+        with self._lock:
+            running = self._start()
+        return running.call(kind, body)
+
+    def _start(self) -> _Running:
+        if self._running is None:
+            self._running = _Running(self.path, self._options, self._verify)
+        return self._running
+
     def close(self) -> None:
         """Unload the model; see `ChatEngine.close`."""
         with self._lock:
             running, self._running = self._running, None
         if running is not None:
             running.close()
+
+
+def _nothing() -> None:
+    """The engine asks a line with every token whether it is closed."""
 
 
 class _Running:
@@ -325,13 +407,15 @@ class _Running:
         self.native: Native | None = None
         self._loading = threading.Lock()
         self._lock = threading.Lock()  # over the waiting requests and the threads
-        self._waiting: deque[tuple[dict[str, Any], Channel]] = deque()
+        self._waiting: deque[tuple[Kind, dict[str, Any], Line]] = deque()
         self._threads: set[threading.Thread] = set()
-        self._answering: set[Channel] = set()
+        self._answering: set[Line] = set()
+        self._aside = threading.Lock()  # over what is answered beside the slots
+        self._closed = False
 
-    def submit(self, body: dict[str, Any], channel: Channel) -> None:
+    def submit(self, kind: Kind, body: dict[str, Any], line: Line) -> None:
         with self._lock:
-            self._waiting.append((body, channel))
+            self._waiting.append((kind, body, line))
             # As many threads as slots: what waits for a slot waits here, and can be cancelled.
             if len(self._threads) < max(1, self._options.slots):
                 thread = threading.Thread(target=self._work, name="windlass-engine")
@@ -344,24 +428,34 @@ class _Running:
                 if not self._waiting:
                     self._threads.discard(threading.current_thread())
                     return
-                body, channel = self._waiting.popleft()
-                self._answering.add(channel)
-            self._answer(body, channel)
+                kind, body, line = self._waiting.popleft()
+                self._answering.add(line)
+            self._answer(kind, body, line)
             with self._lock:
-                self._answering.discard(channel)
+                self._answering.discard(line)
 
-    def _answer(self, body: dict[str, Any], channel: Channel) -> None:
-        if channel.closed:
-            return
+    def _answer(self, kind: Kind, body: dict[str, Any], line: Line) -> None:
+        if line.closed:
+            return line.finish()
         try:
-            fault = self._load().chat(body, channel.put)
+            fault = self._load().answer(kind, body, line.put)
             error = error_of(fault, self._path) if fault else None
         except WindlassError as failure:
             error = failure
         except Exception as failure:
             error = LocalModelError(f"The engine failed with {self._path}: {failure!r}.", path=self._path)
             error.__cause__ = failure
-        channel.finish(error)
+        line.finish(error)
+
+    def call(self, kind: Kind, body: dict[str, Any]) -> bytes:
+        chunks: list[bytes] = []
+        with self._aside:
+            if self._closed:
+                raise LocalModelError(f"The model {self._path} was unloaded.", path=self._path)
+            fault = self._load().answer(kind, body, lambda chunk: bool(chunks.append(chunk)))
+        if fault is not None:
+            raise error_of(fault, self._path)
+        return chunks[0]
 
     def _load(self) -> Native:
         with self._loading:
@@ -373,16 +467,18 @@ class _Running:
 
     def close(self) -> None:
         with self._lock:
-            channels = [*self._answering, *[channel for _, channel in self._waiting]]
+            lines = [*self._answering, *[line for _, _, line in self._waiting]]
             self._waiting.clear()
             threads = list(self._threads)
-        for channel in channels:
-            channel.finish(LocalModelError(f"The model {self._path} was unloaded.", path=self._path))
-            channel.close()
+        for line in lines:
+            line.finish(LocalModelError(f"The model {self._path} was unloaded.", path=self._path))
+            line.close()
         for thread in threads:
             thread.join()
-        if self.native is not None:
-            self.native.close()
+        with self._aside:
+            self._closed = True
+            if self.native is not None:
+                self.native.close()
 
 
 _engines: weakref.WeakSet[Engine] = weakref.WeakSet()

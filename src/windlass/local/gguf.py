@@ -17,8 +17,9 @@ from typing import Any, BinaryIO, Final, NoReturn
 from msgspec import Struct
 
 from windlass.core.errors import LocalModelError
+from windlass.local.model_files import refused_kind
 
-__all__ = ["TENSOR_TYPES", "GgufArray", "GgufInfo", "TensorInfo", "read_header"]
+__all__ = ["SCALARS", "TENSOR_TYPES", "GgufArray", "GgufInfo", "TensorInfo", "read_header"]
 
 #: ggml type id -> (name, elements in a block, bytes of a block).
 TENSOR_TYPES: Final[dict[int, tuple[str, int, int]]] = {
@@ -73,6 +74,8 @@ _SCALARS: Final[dict[int, tuple[str, struct.Struct]]] = {
     11: ("int64", struct.Struct("<q")),
     12: ("float64", struct.Struct("<d")),
 }
+#: Metadata value type -> how one value is packed.
+SCALARS: Final[dict[str, struct.Struct]] = dict(_SCALARS.values())
 _U32, _U64 = _SCALARS[4][1], _SCALARS[10][1]
 _BOOL, _STRING, _ARRAY = 7, 8, 9
 _ARRAY_HEAD = 4 + 4 + 8  # its own type, that of its elements, and how many they are
@@ -110,7 +113,8 @@ class TensorInfo(Struct, frozen=True):
 class GgufInfo(Struct, frozen=True):
     """What the header of a GGUF file says. `size` is the file's, `data_offset` where tensor data begin, in bytes.
 
-    `starts` says by key at which byte of the file the elements of an array begin.
+    `types` says by key what type a value has (`array` for arrays, whose `GgufArray` has the elements'), `starts` at
+    which byte of the file it begins: a string at its length, an array at its first element.
     """
 
     path: str
@@ -120,6 +124,7 @@ class GgufInfo(Struct, frozen=True):
     data_offset: int
     metadata: dict[str, Any]
     tensors: tuple[TensorInfo, ...]
+    types: dict[str, str] = {}
     starts: dict[str, int] = {}
 
     @property
@@ -192,6 +197,11 @@ class _Cursor:
     def left(self) -> int:
         return self.size - self.position
 
+    @property
+    def seen(self) -> bytes:
+        """What was read last."""
+        return self._window
+
     def fail(self, problem: str) -> NoReturn:
         raise LocalModelError(
             f"{self.path} is not a usable GGUF file: {problem}, at byte {self.position} of {self.size}.",
@@ -260,7 +270,8 @@ class _Cursor:
 
 def _read(cursor: _Cursor) -> GgufInfo:
     if cursor.left < 4 or cursor.take(4, "the magic number") != b"GGUF":
-        cursor.fail("it does not start with GGUF")
+        what = refused_kind(cursor.path, cursor.seen)
+        cursor.fail("it does not start with GGUF" + (f" but is {what}" if what else ""))
     version: int = cursor.number(_U32, "the version")
     if version not in (2, 3):
         swapped = int.from_bytes(version.to_bytes(4, "little"), "big")
@@ -272,15 +283,16 @@ def _read(cursor: _Cursor) -> GgufInfo:
     tensors = _count(cursor, "tensors", _SMALLEST_TENSOR, _MAX_TENSORS)
     pairs = _count(cursor, "metadata entries", _SMALLEST_PAIR, _MAX_PAIRS)
     metadata: dict[str, Any] = {}
+    types: dict[str, str] = {}
     starts: dict[str, int] = {}
     for index in range(pairs):
         key = _name(cursor, f"metadata key {index}", _MAX_KEY)
         if key in metadata:
             cursor.fail(f"the metadata key {key!r} appears twice")
         at = cursor.position
-        value = metadata[key] = _value(cursor, f"the value of {key!r}")
-        if isinstance(value, GgufArray):
-            starts[key] = at + _ARRAY_HEAD
+        types[key], value = _value(cursor, f"the value of {key!r}")
+        metadata[key] = value
+        starts[key] = at + (_ARRAY_HEAD if isinstance(value, GgufArray) else 4)
     alignment = _alignment(cursor, metadata)
     # What the metadata used up is no longer there for tensors.
     cursor.need(tensors * _SMALLEST_TENSOR, f"{tensors} tensor descriptions")
@@ -293,6 +305,7 @@ def _read(cursor: _Cursor) -> GgufInfo:
         alignment=alignment,
         data_offset=data_offset,
         metadata=metadata,
+        types=types,
         tensors=_placed(cursor, described, data_offset, alignment),
         starts=starts,
     )
@@ -318,20 +331,22 @@ def _name(cursor: _Cursor, what: str, limit: int) -> str:
     return name
 
 
-def _value(cursor: _Cursor, what: str) -> Any:
+def _value(cursor: _Cursor, what: str) -> tuple[str, Any]:
+    """Return the type and the value."""
     kind: int = cursor.number(_U32, f"the type of {what}")
     if kind == _STRING:
-        return cursor.text(what, _MAX_TEXT).decode("utf-8", "replace")
+        return "string", cursor.text(what, _MAX_TEXT).decode("utf-8", "replace")
     if kind == _ARRAY:
-        return _array(cursor, what)
+        return "array", _array(cursor, what)
     if kind not in _SCALARS:
         cursor.fail(f"{what} has the unknown type {kind}")
-    value = cursor.number(_SCALARS[kind][1], what)
+    name, form = _SCALARS[kind]
+    value = cursor.number(form, what)
     if kind != _BOOL:
-        return value
+        return name, value
     if value > 1:
         cursor.fail(f"{what} is a bool of {value}")
-    return bool(value)
+    return name, bool(value)
 
 
 def _array(cursor: _Cursor, what: str) -> GgufArray:

@@ -19,7 +19,7 @@ from torch.utils.checkpoint import checkpoint
 
 from windlass.core.errors import ConfigError
 
-__all__ = ["KvCache", "Llama", "LlamaConfig", "segment_mask"]
+__all__ = ["KvCache", "Llama", "LlamaConfig", "rotary", "segment_mask"]
 
 
 class LlamaConfig(Struct, frozen=True, kw_only=True):
@@ -84,7 +84,8 @@ class KvCache:
         return keys, values
 
 
-def _rotary(config: LlamaConfig) -> tuple[Tensor, Tensor]:
+def rotary(config: LlamaConfig) -> tuple[Tensor, Tensor]:
+    """Return the cosines and sines of the turns, each (context, head_size / 2)."""
     half = torch.arange(0, config.head_size, 2, dtype=torch.float64) / config.head_size
     angles = torch.outer(torch.arange(config.context, dtype=torch.float64), config.rope_theta**-half)
     return angles.cos().float(), angles.sin().float()
@@ -152,7 +153,7 @@ class Llama(nn.Module):
         self.output_norm = nn.RMSNorm(config.width, eps=config.norm_eps)
         # GGUF leaves the tensor out when it is tied; so does the state dict here.
         self.output = None if config.tied else nn.Linear(config.width, config.vocab_size, bias=False)
-        for name, table in zip(("cos", "sin"), _rotary(config), strict=True):
+        for name, table in zip(("cos", "sin"), rotary(config), strict=True):
             self.register_buffer(name, table, persistent=False)
         self._start()
 

@@ -17,7 +17,7 @@ import sys
 import tempfile
 import threading
 import weakref
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from pathlib import Path
 from typing import Any, Final
 
@@ -25,8 +25,8 @@ import msgspec
 
 from windlass.core.errors import ConfigError, LocalModelError, WindlassError
 from windlass.core.threads import run_in_thread
-from windlass.local.channel import Channel
-from windlass.local.engine import EngineOptions, error_of
+from windlass.local.channel import Channel, Whole
+from windlass.local.engine import EngineOptions, Kind, Line, error_of
 from windlass.local.gguf import read_header
 from windlass.local.worker import EXIT_LOAD, EXIT_STUCK, Ask, Hello, Reply
 
@@ -89,12 +89,7 @@ class WorkerEngine:
         if self.pid is None:
             await run_in_thread(read_header, self.path)
         channel = Channel()
-        with self._lock:
-            if self._worker is None or not self._worker.alive:
-                hello = Hello(str(Path(self.path).absolute()), self._options, self._memory, self._grace)
-                self._worker = _Worker(self.path, hello, self._load_timeout)
-            worker = self._worker
-            number = worker.ask(body, channel)
+        forget = self._ask("chat", body, channel)
         try:
             async with contextlib.aclosing(channel.batches()) as batches:
                 async for batch in batches:
@@ -102,7 +97,32 @@ class WorkerEngine:
                         yield chunk
         finally:
             channel.close()
-            worker.forget(number)
+            forget()
+
+    def submit(self, kind: Kind, body: dict[str, Any], line: Line) -> Callable[[], None]:
+        """Have a request answered into `line`; returns what cancels it, to be called when the line is closed.
+
+        Blocking while the file's header is read, before the first request. `line.put` must not wait: one thread reads
+        the answers to all requests. Raises LocalModelError.
+        """
+        if self.pid is None:
+            read_header(self.path)
+        return self._ask(kind, body, line)
+
+    def call(self, kind: Kind, body: dict[str, Any]) -> bytes:
+        """Return the answer to what is answered at once (`tokenize`, ...). Blocking; raises as `stream`."""
+        whole = Whole()
+        self.submit(kind, body, whole)
+        return whole.wait()[-1]
+
+    def _ask(self, kind: Kind, body: dict[str, Any], line: Line) -> Callable[[], None]:
+        with self._lock:
+            if self._worker is None or not self._worker.alive:
+                hello = Hello(str(Path(self.path).absolute()), self._options, self._memory, self._grace)
+                self._worker = _Worker(self.path, hello, self._load_timeout)
+            worker = self._worker
+            number = worker.ask(kind, body, line)
+        return lambda: worker.forget(number)
 
     def close(self) -> None:
         """End the worker; see `ChatEngine.close`."""
@@ -121,7 +141,7 @@ class _Worker:
 
     def __init__(self, path: str, hello: Hello, load_timeout: float) -> None:
         self._path = path
-        self._channels: dict[int, Channel] = {}
+        self._channels: dict[int, Line] = {}
         self._lock = threading.Lock()  # over the channels and `alive`
         self._last = 0
         self.alive = True
@@ -150,7 +170,7 @@ class _Worker:
         self._reader.start()
         threading.Thread(target=self._write, name="windlass-worker-in", daemon=True).start()
 
-    def ask(self, body: dict[str, Any], channel: Channel) -> int:
+    def ask(self, kind: Kind, body: dict[str, Any], channel: Line) -> int:
         with self._lock:
             self._last += 1
             number = self._last
@@ -158,7 +178,7 @@ class _Worker:
                 self._channels[number] = channel
             else:
                 channel.finish(self._end)
-        self._outbox.put(_encode(Ask(number, body)) + b"\n")
+        self._outbox.put(_encode(Ask(number, body, kind)) + b"\n")
         return number
 
     def forget(self, number: int) -> None:

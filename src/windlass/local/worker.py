@@ -1,6 +1,6 @@
 """The child process that runs a user's model: `python -m windlass.local.worker`, started by `supervisor` only.
 
-One JSON object per line. In come the model first (`path`, `options`, `memory`), then `{"id", "body"}` to ask and
+One JSON object per line. In come the model first (`path`, `options`, `memory`), then `{"id", "body", "kind"}` to ask and
 `{"id"}` alone to cancel; out go `{"id", "chunk"}`, `{"id", "done", "fault"}` and, with id 0, what became of loading.
 The end of stdin ends the process, so that it never outlives its parent.
 """
@@ -20,7 +20,7 @@ import msgspec
 from msgspec import Struct
 
 from windlass.core.errors import WindlassError
-from windlass.local.engine import EngineOptions, Fault, Native
+from windlass.local.engine import EngineOptions, Fault, Kind, Native
 
 __all__ = ["Ask", "Hello", "Reply", "main"]
 
@@ -45,6 +45,7 @@ class Ask(Struct, frozen=True, omit_defaults=True):
 
     id: int
     body: dict[str, Any] | None = None
+    kind: Kind = "chat"
 
 
 class Reply(Struct, frozen=True, omit_defaults=True):
@@ -81,12 +82,15 @@ class _Answers:
     def __init__(self, native: Native, writer: _Writer, grace: float) -> None:
         self._native, self._writer, self._grace = native, writer, grace
         self._pool = ThreadPoolExecutor(native.slots, "windlass-engine")
+        # What needs no slot must not wait for one.
+        self._aside = ThreadPoolExecutor(1, "windlass-aside")
         self._cancelled: dict[int, threading.Event] = {}
 
     def start(self, ask: Ask) -> None:
         assert ask.body is not None
         event = self._cancelled[ask.id] = threading.Event()
-        self._pool.submit(self._answer, ask.id, ask.body, event)
+        pool = self._pool if ask.kind in ("chat", "completion", "embeddings") else self._aside
+        pool.submit(self._answer, ask.id, ask.kind, ask.body, event)
 
     def cancel(self, number: int) -> None:
         event = self._cancelled.get(number)
@@ -101,7 +105,7 @@ class _Answers:
             print(f"request {number} went on for {self._grace:g} s after it was cancelled", file=sys.stderr, flush=True)  # noqa: T201
             os._exit(EXIT_STUCK)
 
-    def _answer(self, number: int, body: dict[str, Any], cancelled: threading.Event) -> None:
+    def _answer(self, number: int, kind: Kind, body: dict[str, Any], cancelled: threading.Event) -> None:
         head = b'{"id":%d,"chunk":' % number
 
         def take(chunk: bytes) -> bool:
@@ -112,7 +116,7 @@ class _Answers:
         fault = None
         try:
             if not cancelled.is_set():
-                fault = self._native.chat(body, take)
+                fault = self._native.answer(kind, body, take)
         except Exception as error:
             fault = Fault(f"The engine failed: {error!r}.")
         del self._cancelled[number]

@@ -344,7 +344,13 @@ async def serve_http(
     if host not in ("127.0.0.1", "localhost", "::1"):
         raise ConfigError(f"MCP over HTTP is served on this machine only, not on {host}.", hint="Use 127.0.0.1.")
     config = uvicorn.Config(
-        asgi_app(server, token, host), host=host, port=port, log_level="warning", access_log=False, lifespan="on"
+        asgi_app(server, token, host),
+        host=host,
+        port=port,
+        log_level="warning",
+        access_log=False,
+        lifespan="on",
+        ws="none",  # nothing here speaks it, and "auto" imports whatever library is installed
     )
     running = uvicorn.Server(config)
     serving = asyncio.create_task(running.serve())

@@ -1,4 +1,55 @@
+from windlass.training.abi import AbiCheckpoint, LlmCheckpoint, abi_to_checkpoint, abi_to_safetensors, llama_shapes, read_abi, write_abi
 from windlass.training.config import TrainConfig
 from windlass.training.data import Batch, Place, Row, Source
+from windlass.training.documents import ChatFormat
+from windlass.training.errors import CheckpointError, TrainingError
+from windlass.training.files import DataError, InvalidFormat, PayloadTooLarge, UnsupportedVersion
+from windlass.training.ingest import open_source
+from windlass.training.sources import TextSource, TokenSource
+from windlass.training.tokenbin import TokenBin, TokenBinWriter, read_tokens, write_tokens
+from windlass.training.tokenizer import Tokenizer
+from windlass.training.trainer import Trainer
+from windlass.training.vectors_io import Vectors, convert_embeddings, read_embeddings, write_embeddings
+from windlass.training.wdbx import Record, WdbxReader
+from windlass.training.wdbx_write import WdbxWriter, token_blocks, tokenbin_to_wdbx, wdbx_to_tokenbin
 
-__all__ = ["Batch", "Place", "Row", "Source", "TrainConfig"]
+__all__ = [
+    "AbiCheckpoint",
+    "Batch",
+    "ChatFormat",
+    "CheckpointError",
+    "DataError",
+    "InvalidFormat",
+    "LlmCheckpoint",
+    "PayloadTooLarge",
+    "Place",
+    "Record",
+    "Row",
+    "Source",
+    "TextSource",
+    "TokenBin",
+    "TokenBinWriter",
+    "TokenSource",
+    "Tokenizer",
+    "TrainConfig",
+    "Trainer",
+    "TrainingError",
+    "UnsupportedVersion",
+    "Vectors",
+    "WdbxReader",
+    "WdbxWriter",
+    "abi_to_checkpoint",
+    "abi_to_safetensors",
+    "convert_embeddings",
+    "llama_shapes",
+    "open_source",
+    "read_abi",
+    "read_embeddings",
+    "read_tokens",
+    "token_blocks",
+    "tokenbin_to_wdbx",
+    "wdbx_to_tokenbin",
+    "write_abi",
+    "write_embeddings",
+    "write_tokens",
+]

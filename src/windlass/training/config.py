@@ -9,12 +9,13 @@ from msgspec import Struct
 
 from windlass.core.errors import ConfigError
 
-__all__ = ["Optimizer", "Precision", "Schedule", "TrainConfig"]
+__all__ = ["Optimizer", "Parallel", "Precision", "Schedule", "TrainConfig"]
 
 Optimizer: TypeAlias = Literal["sgd", "adam", "adamw", "muon"]
 Schedule: TypeAlias = Literal["constant", "cosine", "warmup_cosine", "step", "polynomial"]
 Precision: TypeAlias = Literal["fp32", "bf16", "fp16"]
-_CHOICES: Final = {"optimizer": Optimizer, "schedule": Schedule, "precision": Precision}
+Parallel: TypeAlias = Literal["ddp", "fsdp"]
+_CHOICES: Final = {"optimizer": Optimizer, "schedule": Schedule, "precision": Precision, "parallel": Parallel}
 _AT_LEAST: Final = {
     "epochs": 1, "batch_size": 1, "sample_count": 1, "model_size": 64, "grad_accum": 1, "warmup_steps": 0,
     "decay_steps": 1, "checkpoint_interval": 0, "max_checkpoints": 1, "eval_interval": 0, "log_interval": 1,
@@ -33,9 +34,11 @@ class TrainConfig(Struct, frozen=True, kw_only=True):
 
     `lr` rises over `warmup_steps` (schedule warmup_cosine) and falls to `min_lr` over `decay_steps` steps; `step`
     multiplies by 0.1 every `decay_steps`, `polynomial` has power 0.9. `gradient_clip` bounds the gradient's norm (0:
-    no bound). `precision` is that of the products; weights and optimiser stay in fp32. A checkpoint is written to
-    `checkpoint_path` every `checkpoint_interval` steps (0: only at the end, and only if a path is given), of which the
-    newest `max_checkpoints` are kept. `log_dir` takes `train.jsonl` and, where asked, TensorBoard's and W&B's files.
+    no bound). Under torchrun each process reads `batch_size` rows per pass, and `parallel` says whether it holds the
+    whole model (ddp) or a part of it (fsdp). `precision` is that of the products; weights and optimiser stay in fp32.
+    A checkpoint is written to `checkpoint_path` every `checkpoint_interval` steps (0: only at the end, and only if a
+    path is given), of which the newest `max_checkpoints` are kept. `log_dir` takes `train.jsonl` and, where asked,
+    TensorBoard's and W&B's files.
     """
 
     data: str | None = None
@@ -64,6 +67,7 @@ class TrainConfig(Struct, frozen=True, kw_only=True):
     activation_checkpointing: bool = False
     compile: bool = False
     device: str = "auto"
+    parallel: Parallel = "ddp"
     seed: int = 0
     eval_interval: int = 0
     log_interval: int = 10
@@ -76,6 +80,9 @@ class TrainConfig(Struct, frozen=True, kw_only=True):
     tensorboard: bool = False
     wandb: bool = False
     export_gguf_path: str | None = None
+    recipe: str | None = None
+    tokenizer: str | None = None
+    shape: dict[str, int] = {}
 
     def __post_init__(self) -> None:
         for name, choices in _CHOICES.items():

@@ -7,7 +7,7 @@ again, bit by bit the same, from two numbers: the epoch and how many of its rows
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -56,14 +56,19 @@ class Place(Struct, frozen=True):
 class Batch(NamedTuple):
     """Rows side by side, filled up with zeros: (batch, t) tensors; `mask` is None when every row is one text.
 
-    `targets[i, j]` is the token after `inputs[i, j]`, `weights` its share of the loss (0 for padding).
+    `targets[i, j]` is the token after `inputs[i, j]`, `weights` its share of the loss (0 for padding). `chosen` (n,)
+    numbers the positions, of all rows one after the other, whose weight is not 0; None: all. `weight` is the sum of the
+    weights and `tokens` counts the predictions without padding, both known without asking the device.
     """
 
     inputs: Tensor
     targets: Tensor
     weights: Tensor
-    mask: Tensor | None
-    positions: Tensor | None
+    mask: Tensor | None = None
+    positions: Tensor | None = None
+    chosen: Tensor | None = None
+    weight: float = 0.0
+    tokens: int = 0
 
 
 def order(rows: int, epoch: int, seed: int) -> NDArray[np.int64]:
@@ -106,14 +111,21 @@ def collate(rows: list[Row], device: torch.device | str = "cpu") -> Batch:
         # What begins a text of a packed row is not foretold by the text before it.
         crossing = (segments[:, 1:] != segments[:, :-1]) & (segments[:, :-1] != 0)
         weights[:, 1:][crossing] = 0
-    made = [torch.from_numpy(array) for array in (tokens, weights, segments, positions)]
-    if torch.device(device).type == "cuda":
-        made = [tensor.pin_memory() for tensor in made]
-    at = [tensor.to(device, non_blocking=True) for tensor in made]
+    counted = weights[:, 1:].ravel()
+    chosen = np.flatnonzero(counted)
+
+    def place(array: NDArray[Any]) -> Tensor:
+        made = torch.from_numpy(array)
+        return made.pin_memory().to(device, non_blocking=True) if torch.device(device).type == "cuda" else made
+
+    ids = place(tokens)
     return Batch(
-        at[0][:, :-1],
-        at[0][:, 1:],
-        at[1][:, 1:],
-        segment_mask(at[2][:, :-1]) if packed else None,
-        at[3][:, :-1] if moved else None,
+        ids[:, :-1],
+        ids[:, 1:],
+        place(weights)[:, 1:],
+        segment_mask(place(segments)[:, :-1]) if packed else None,
+        place(positions)[:, :-1] if moved else None,
+        place(chosen) if len(chosen) < len(counted) else None,
+        float(counted.sum(dtype=np.float64)),
+        sum([len(row.tokens) - 1 for row in rows]),
     )

@@ -14,6 +14,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "tui": ("tui", "the coding agent in a terminal (windlass alone starts it)"),
     "acp": ("acp", "serve the coding agent to an editor (Agent Client Protocol)"),
     "serve": ("serve", "serve models over HTTP in every dialect that clients speak"),
+    "federate": ("federate", "federated training: the coordinator, a node, the status"),
     "replay": ("replay", "show a recorded run again, byte for byte"),
     "sessions": ("sessions", "list, show, fork, export, import and delete kept conversations"),
     "keys": ("keys", "keys of the gateway: create, list, revoke, rotate, limits, usage"),
