@@ -255,3 +255,19 @@ def test_fuzz_reads_or_refuses(tmp_path: Path, edits: list[tuple[int, bytes]], c
         end = one.offset + one.nbytes
         assert end <= info.size
     assert len({one.name for one in info.tensors}) == len(info.tensors)
+
+
+def test_what_an_error_says_is_bounded(tmp_path: Path) -> None:
+    long = "k" * 60_000
+    assert len(refused(tmp_path, gguf([u32(long, 1), u32(long, 1)]))) < 1000
+    assert len(refused(tmp_path, gguf([string("general.alignment", "\1" * 60_000)]))) < 1000
+
+
+def test_types_and_places_of_values(tmp_path: Path) -> None:
+    info = read(tmp_path, small())
+    data = (tmp_path / "model.gguf").read_bytes()
+    assert info.types.keys() == info.starts.keys() == info.metadata.keys()
+    assert (info.types["flag"], info.types["scalar.2"], info.types["tokens"]) == ("bool", "uint16", "array")
+    assert data[info.starts["scalar.2"] :][:2] == b"\7\0"
+    assert data[info.starts["general.architecture"] :][:13] == text("llama")
+    assert data[info.starts["tokens"] :][:9] == text("a")

@@ -13,7 +13,7 @@ from typing import Any
 from windlass.core.config import Config
 from windlass.core.errors import ConfigError, UnknownNameError
 
-__all__ = ["BUILTIN", "load", "make", "model", "names", "provider", "resolve"]
+__all__ = ["BUILTIN", "embedder", "load", "make", "model", "names", "provider", "resolve"]
 
 _VENDORS = (
     "openai", "openrouter", "cerebras", "groq", "deepseek", "mistral", "together", "fireworks", "baseten", "cohere",
@@ -61,6 +61,13 @@ BUILTIN: dict[str, dict[str, str]] = {
     "capabilities": {
         "skills": "windlass.tools.skills:Skills",
         "mcp": "windlass.tools.mcp:Mcp",
+        "memory": "windlass.tools.memory:Memory",
+    },
+    "embedders": {
+        "hashing": "windlass.core.hashing:HashingEmbedder",
+    },
+    "vectors": {
+        "sqlite": "windlass.stores.vectors:VectorStore",
     },
     "workspaces": {
         "memory": "windlass.workspaces.memory:MemoryWorkspace",
@@ -149,6 +156,26 @@ def model(spec: Any, config: Any = None, api_key: str | None = None) -> tuple[An
     if not model_id or model_id.strip().lower() == "auto":
         model_id = str(getattr(made, "default_model", ""))
     return made, model_id, f"{name}:{model_id}" if model_id else name
+
+
+def embedder(spec: Any, config: Config | None = None) -> tuple[Any, str]:
+    """Return (embedder, model id) for "hashing", for "provider:model-id", or for an object with `embed`.
+
+    Raises UnknownNameError, MissingKeyError, or ConfigError for a provider that makes no embeddings.
+    """
+    if not isinstance(spec, str):
+        return spec, str(getattr(spec, "model", "") or "")
+    if spec.partition(":")[0] in names("embedders"):
+        return make("embedders", spec), ""
+    config = config if config is not None else Config.from_environment()
+    name, _, model_id = config.alias(spec).partition(":")
+    try:
+        made = provider(name, config)
+    except UnknownNameError as error:
+        raise UnknownNameError("embedder", name, [*names("embedders"), *error.known]) from None
+    if not hasattr(made, "embed"):
+        raise ConfigError(f"{name} makes no embeddings.", hint="Use an OpenAI-compatible provider, Ollama or local.")
+    return made, model_id
 
 
 def provider(name: str, config: Config) -> Any:

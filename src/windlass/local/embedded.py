@@ -26,7 +26,9 @@ class ModelProfile(Struct, frozen=True):
     `tools` maps the tools the model knows to their required string parameters, in order; None: it takes any tool.
     `family` names the prompt format, `context` and `max_output` are in tokens, `temperature` is what it is used at when
     the caller states none. `error_prefix` is put before the text of a failed tool call where it is missing. `notice`
-    is one sentence for the user.
+    is one sentence for the user. `copy_arguments`: the arguments of its calls, and what `answer_forms` leave open with
+    `{}`, are held to spans of the conversation (see `windlass.local.copying`). `descriptions`: whether it is shown what
+    a tool says of itself.
     """
 
     name: str
@@ -38,6 +40,9 @@ class ModelProfile(Struct, frozen=True):
     max_output: int | None = None
     temperature: float | None = None
     error_prefix: str = ""
+    copy_arguments: bool = False
+    answer_forms: tuple[str, ...] = ()
+    descriptions: bool = True
     notice: str = ""
     tools: dict[str, tuple[str, ...]] | None = None
     measured: dict[str, Any] = field(default_factory=dict[str, Any])

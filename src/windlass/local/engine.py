@@ -31,9 +31,11 @@ from windlass.core.errors import (
 from windlass.core.json import dumps
 from windlass.local.channel import Channel
 from windlass.local.control import control_tokens
+from windlass.local.copying import guide
 from windlass.local.door import Door
 from windlass.local.forced import NotHeld, Rewriter, plan
-from windlass.local.gguf import GgufInfo, read_header
+from windlass.local.gguf import read_header
+from windlass.local.options import DEFAULT_CONTEXT, Adapter, EngineOptions, engine_parameters
 
 __all__ = [
     "Adapter",
@@ -53,44 +55,9 @@ __all__ = [
 #: JSON of llama.cpp's server (tools/server/README.md: /v1/chat/completions, /v1/completions, /v1/embeddings, ...).
 Kind = Literal["chat", "completion", "embeddings", "tokenize", "detokenize", "apply-template"]
 
-#: Tokens of context when neither the caller nor the model states fewer: memory grows with it.
-DEFAULT_CONTEXT: Final = 4096
 # What the engine sends while it reads the prompt. A quote inside text is escaped, so that no text can look like this.
 _PROGRESS: Final = b'"prompt_progress":{'
 _ERROR: Final = b'{"error":'
-_SILENT, _ERRORS_ONLY = -1, 1
-_SMALL: Final = 64 << 20
-
-
-class Adapter(Struct, frozen=True):
-    """A LoRA adapter to put on a model: a GGUF file, and how much of it is added (1.0: all, 0.0: none)."""
-
-    path: str
-    scale: float = 1.0
-
-
-class EngineOptions(Struct, frozen=True, kw_only=True):
-    """How a model is loaded.
-
-    `context` is in tokens per slot (None: the model's own, at most 4096); `slots` how many answers are made at a time,
-    further requests wait; `threads` of computation (None: the processors this process may use, one for a file below 64
-    MiB, where more would only wait for each other). `gpu_layers` is -1 for
-    all that the installed engine can offload. `memory_map` reads the file page by page when it is used; without it a
-    file that is cut while it runs cannot harm. `log` lets the engine write its errors to stderr. `batch` is how many
-    tokens of a prompt are read at a time: a cancelled request ends at the next batch. `embedding` makes an engine that
-    gives vectors and no text, `pooling` (mean, cls, last, rank; empty: the model's own) how a text's are made one.
-    """
-
-    context: int | None = None
-    slots: int = 1
-    threads: int | None = None
-    gpu_layers: int = -1
-    memory_map: bool = True
-    log: bool = False
-    batch: int = 512
-    embedding: bool = False
-    pooling: str = ""
-    adapters: tuple[Adapter, ...] = ()
 
 
 class Fault(Struct, frozen=True, omit_defaults=True):
@@ -207,7 +174,7 @@ class Native:
         self._server: Any = None
         for adapter in options.adapters:
             read_header(adapter.path)  # strangers' files too
-        params = _parameters(library, info, self.context, self.slots, options)
+        params = engine_parameters(library, info, self.context, self.slots, options)
         self._door: Door | None = None
         try:
             self._door = Door(params)
@@ -231,9 +198,7 @@ class Native:
         if kind == "completion":
             return self._run(self._server.handle_completions, body, take)
         if kind == "embeddings":
-            # Without a callback: it answers at once, with what `receive` takes for a chunk.
-            handle: Any = self._server.handle_embeddings
-            return self._run(lambda asked, receive: receive(handle(asked)), body, take)
+            return self._run(self._vectors, body, take)
         assert self._door is not None
         try:
             take(self._door.ask(f"/{kind}", body))
@@ -250,11 +215,15 @@ class Native:
             # The engine would leave the tools in the prompt and pass on a call of one as text.
             body = {key: value for key, value in body.items() if key not in ("tools", "tool_choice")}
         body = self._control.as_text(body)
-        forced = plan(body, self._wrap, self._to_grammar)
-        if forced is not None:
+        if (guided := guide(body, self._wrap)) is not None:
+            body, take = guided.body, guided.reader(take).feed
+        elif (forced := plan(body, self._wrap, self._to_grammar)) is not None:
             body, take = forced.body, Rewriter(forced, take).feed
         asked = {**body, "stream": True, "stream_options": {"include_usage": True}, "return_progress": True}
         return self._run(self._server.handle_chat_completions, asked, lambda c: take(b"" if _PROGRESS in c else c))
+
+    def _vectors(self, asked: bytes, receive: Callable[[bytes], bool]) -> None:
+        receive(self._server.handle_embeddings(asked))  # has no callback, and answers errors as chunks
 
     def _run(self, handle: Callable[..., Any], body: dict[str, Any], take: Callable[[bytes], bool]) -> Fault | None:
         faults: list[bytes | Exception] = []
@@ -295,34 +264,6 @@ class Native:
     def _abandon(self) -> None:
         if self._door is not None:
             self._door.close()
-
-
-def _parameters(library: Any, info: GgufInfo, context: int, slots: int, options: EngineOptions) -> Any:
-    threads = options.threads or (1 if info.size < _SMALL else _processors())
-    params: Any = library.CommonParams()
-    params.model.path = info.path
-    params.model_alias = {Path(info.path).stem}
-    params.n_ctx, params.n_parallel = context * slots, slots
-    params.n_batch = params.n_ubatch = options.batch
-    params.lora_adapters = [library.CommonAdapterLoraInfo(a.path, a.scale) for a in options.adapters]
-    if options.embedding:
-        params.embedding = True
-        params.n_batch = params.n_ubatch = context  # a text is read at once where tokens look ahead
-        if options.pooling:
-            params.pooling_type = library.llama_pooling_type[f"LLAMA_POOLING_TYPE_{options.pooling.upper()}"]
-    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = threads
-    params.n_gpu_layers = options.gpu_layers
-    modes = library.llama_load_mode
-    params.load_mode = modes.LLAMA_LOAD_MODE_AUTO if options.memory_map else modes.LLAMA_LOAD_MODE_NONE
-    params.use_jinja = True
-    params.warmup = params.fit_params = False
-    params.cache_ram_mib = 0  # its default keeps up to 8 GiB of old prompts
-    params.verbosity = _ERRORS_ONLY if options.log else _SILENT
-    return params
-
-
-def _processors() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class Engine:
@@ -373,7 +314,7 @@ class Engine:
         return _nothing
 
     def call(self, kind: Kind, body: dict[str, Any]) -> bytes:
-        """Return the answer to what is answered at once (`tokenize`, ...), in the caller's thread. Raises as `stream`."""
+        """Return the answer to what is answered at once (`tokenize`, ...). Blocking; raises as `stream`."""
         with self._lock:
             running = self._start()
         return running.call(kind, body)
@@ -435,10 +376,9 @@ class _Running:
                 self._answering.discard(line)
 
     def _answer(self, kind: Kind, body: dict[str, Any], line: Line) -> None:
-        if line.closed:
-            return line.finish()
+        error: BaseException | None = None
         try:
-            fault = self._load().answer(kind, body, line.put)
+            fault = None if line.closed else self._load().answer(kind, body, line.put)
             error = error_of(fault, self._path) if fault else None
         except WindlassError as failure:
             error = failure

@@ -17,7 +17,7 @@ from msgspec import Struct
 
 from windlass.core.json import dumps
 
-__all__ = ["Forced", "NotHeld", "Rewriter", "plan"]
+__all__ = ["Forced", "NotHeld", "Rewriter", "plan", "tightened"]
 
 Schema = dict[str, Any]
 # What models are trained on: `json.dumps` with its default spacing, and nothing in between.
@@ -147,7 +147,12 @@ def _grammar(
 
 
 def _rule(name: str, schema: Schema) -> str:
-    return f"{name}: %json {json.dumps({'x-guidance': _SPACING, **_closed(schema)})}"
+    return f"{name}: %json {json.dumps(tightened(schema))}"
+
+
+def tightened(schema: Schema) -> Schema:
+    """Return the schema for llguidance: one way of spacing, and objects closed where the schema does not say."""
+    return {"x-guidance": _SPACING, **_closed(schema)}
 
 
 def _closed(schema: Any) -> Any:

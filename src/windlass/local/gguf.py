@@ -17,6 +17,7 @@ from typing import Any, BinaryIO, Final, NoReturn
 from msgspec import Struct
 
 from windlass.core.errors import LocalModelError
+from windlass.local.failures import InvalidModelFormat, UnsupportedQuantization
 from windlass.local.model_files import refused_kind
 
 __all__ = ["SCALARS", "TENSOR_TYPES", "GgufArray", "GgufInfo", "TensorInfo", "read_header"]
@@ -89,6 +90,7 @@ _MAX_DIMS = 4  # GGML_MAX_DIMS
 _MAX_NAME = 63  # GGML_MAX_NAME less its NUL
 _MAX_ALIGNMENT = 1 << 20
 _KEPT_ELEMENTS = 256
+_LONGEST = 400  # of what an error says
 _SMALLEST_PAIR, _SMALLEST_TENSOR = 8 + 1 + 4 + 1, 8 + 1 + 4 + 8 + 4 + 8
 
 
@@ -202,8 +204,10 @@ class _Cursor:
         """What was read last."""
         return self._window
 
-    def fail(self, problem: str) -> NoReturn:
-        raise LocalModelError(
+    def fail(self, problem: str, kind: type[LocalModelError] = InvalidModelFormat) -> NoReturn:
+        if len(problem) > _LONGEST:
+            problem = f"{problem[: _LONGEST - 100]} … {problem[-100:]}"  # keys and texts in it are the file's
+        raise kind(
             f"{self.path} is not a usable GGUF file: {problem}, at byte {self.position} of {self.size}.",
             path=self.path,
             hint="Fetch the file again, or use another one.",
@@ -369,7 +373,7 @@ def _array(cursor: _Cursor, what: str) -> GgufArray:
 def _alignment(cursor: _Cursor, metadata: dict[str, Any]) -> int:
     value = metadata.get("general.alignment", 32)
     if not isinstance(value, int) or not 0 < value <= _MAX_ALIGNMENT or value & (value - 1):
-        cursor.fail(f"general.alignment is {value!r}, not a power of two up to {_MAX_ALIGNMENT}")
+        cursor.fail(f"general.alignment is {str(value)[:40]!r}, not a power of two up to {_MAX_ALIGNMENT}")
     return value
 
 
@@ -382,7 +386,7 @@ def _tensor(cursor: _Cursor, index: int) -> TensorInfo:
     kind: int = cursor.number(_U32, f"the type of {name!r}")
     offset: int = cursor.number(_U64, f"the offset of {name!r}")
     if kind not in TENSOR_TYPES:
-        cursor.fail(f"tensor {name!r} has the unknown type {kind}")
+        cursor.fail(f"tensor {name!r} has the unknown type {kind}", UnsupportedQuantization)
     type_name, block, block_bytes = TENSOR_TYPES[kind]
     elements = 1
     for dim in dims:

@@ -1,8 +1,8 @@
 """The child process that runs a user's model: `python -m windlass.local.worker`, started by `supervisor` only.
 
-One JSON object per line. In come the model first (`path`, `options`, `memory`), then `{"id", "body", "kind"}` to ask and
-`{"id"}` alone to cancel; out go `{"id", "chunk"}`, `{"id", "done", "fault"}` and, with id 0, what became of loading.
-The end of stdin ends the process, so that it never outlives its parent.
+One JSON object per line. In come the model first (`path`, `options`, `memory`), then `{"id", "body", "kind"}` to ask
+and `{"id"}` alone to cancel; out go `{"id", "chunk"}`, `{"id", "done", "fault"}` and, with id 0, what became of
+loading. The end of stdin ends the process, so that it never outlives its parent.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ card beside the file says which tools the model knows: it is offered only those,
 from __future__ import annotations
 
 import functools
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing
 from pathlib import Path
 from typing import Any, Final
@@ -28,8 +28,10 @@ from windlass.core.errors import (
 from windlass.core.items import Finish, Item, NoticeItem, TextItem
 from windlass.core.messages import Message, ToolResponse
 from windlass.core.models import Capabilities
+from windlass.core.ports import Embeddings
 from windlass.core.request import Budget, Request, ToolSpec
 from windlass.local.embedded import ModelProfile, embedded_model, load_profile
+from windlass.local.embedder import GgufEmbedder
 from windlass.local.engine import ChatEngine, Engine, EngineOptions, count_tokens, require_engine
 from windlass.local.supervisor import WorkerEngine
 from windlass.wire.openai_chat import DIALECT, OpenAIChat
@@ -66,8 +68,9 @@ class LocalProvider:
     `path` is the GGUF file that the model ids "" and "default" stand for; without it they are the built-in model, which
     is also "tiny-0". An id that ends in `.gguf` is a path itself, unless `any_path` is False: a gateway must not let
     its clients choose files. `options` say how files are loaded, `load_timeout` (seconds) and `memory` (bytes besides
-    the mapped file) bound their worker processes. Usage is exact; the engine's timings are in the `Finish`, under
-    `provider_metadata["local"]["timings"]`.
+    the mapped file) bound their worker processes. With `engine` all this is settled: it answers as `model`, whatever id
+    is asked for, under the card `profile`, and stays its owner's to close. Usage is exact; the engine's timings are in
+    the `Finish`, under `provider_metadata["local"]["timings"]`.
 
     `stream` raises ContextExceededError with the token counts, UnsupportedInputError for images and documents,
     ModelNotFoundError for an unknown id or file, ProviderError (its cause a LocalModelError) for a file that is not a
@@ -86,12 +89,18 @@ class LocalProvider:
         any_path: bool = True,
         load_timeout: float = 600.0,
         memory: int | None = None,
+        engine: ChatEngine | None = None,
+        profile: ModelProfile | None = None,
+        model: str = "",
     ) -> None:
-        require_engine()
+        if engine is None:
+            require_engine()
+        self._given = None if engine is None else _Served(model, engine, profile)
         self._default = None if path is None else Path(path).expanduser()
         self._options = replace(options or EngineOptions(), log=True)
         self._any_path, self._load_timeout, self._memory = any_path, load_timeout, memory
         self._files: dict[Path, _Served] = {}
+        self._embedders: dict[str, GgufEmbedder] = {}
         self._told: set[tuple[str, ...]] = set()
 
     @property
@@ -121,12 +130,41 @@ class LocalProvider:
         names = _DIALECT.dropped_settings(adapted, _CAPABILITIES)
         return [*names, "tools"] if len(adapted.tools) < len(request.tools) else names
 
+    async def embed(self, texts: Sequence[str], model: str = "", *, dimensions: int | None = None) -> Embeddings:
+        """Return the vectors of texts by a model's own pooling (the mean where it has none), with exact usage.
+
+        Raises as `stream`, ContextExceededError for a text that does not fit.
+        """
+        served = self._serve(model)
+        try:
+            return await self._embedder(served).embed(texts, dimensions=dimensions)
+        except LocalModelError as error:
+            raise _provider_error(error, served, "") from error
+
+    def _embedder(self, served: _Served) -> GgufEmbedder:
+        path = served.engine.path
+        if path not in self._embedders:
+            if served is self._given:
+                raise UnsupportedInputError(f"{served.id} is loaded for text.", provider=_NAME, hint="Use its `embed`.")
+            # The engine gives text or vectors: the file is loaded once more.
+            shipped = isinstance(served.engine, Engine)
+            options = EngineOptions(threads=1, gpu_layers=0, memory_map=False) if shipped else self._options
+            self._embedders[path] = GgufEmbedder(
+                path, options=options, in_process=shipped, verify=embedded_model().verify if shipped else None,
+                load_timeout=self._load_timeout, memory=self._memory,
+            )  # fmt: skip
+        return self._embedders[path]
+
     def close(self) -> None:
         """End the worker processes; a later request starts them again. The built-in model stays for the process."""
         for served in self._files.values():
             served.engine.close()
+        for embedder in self._embedders.values():
+            embedder.close()
 
     def _serve(self, model: str) -> _Served:
+        if self._given is not None:
+            return self._given
         if model in ("", "default") and self._default is not None:
             return self._file(self._default)
         if model in ("", "default", embedded_model().profile.name):
@@ -210,7 +248,7 @@ def _adapted(request: Request, served: _Served) -> Request:
     tools, choice = request.tools, request.tool_choice
     if profile.tools is not None:
         known = profile.tools
-        tools = tuple([_reduced(tool, known[tool.name]) for tool in tools if tool.name in known])
+        tools = tuple([_reduced(tool, known[tool.name], profile.descriptions) for tool in tools if tool.name in known])
         wanted = None if choice in ("auto", "none", "required") else choice
         if (choice == "required" and not tools) or (wanted and wanted not in {tool.name for tool in tools}):
             raise UnsupportedInputError(
@@ -222,10 +260,10 @@ def _adapted(request: Request, served: _Served) -> Request:
     return replace(request, settings=settings, messages=messages, tools=tools)
 
 
-def _reduced(tool: ToolSpec, names: tuple[str, ...]) -> ToolSpec:
+def _reduced(tool: ToolSpec, names: tuple[str, ...], described: bool) -> ToolSpec:
     properties = {name: {"type": "string"} for name in names}
     schema: dict[str, Any] = {"type": "object", "properties": properties, "required": list(names)}
-    return ToolSpec(tool.name, tool.description, schema)
+    return ToolSpec(tool.name, tool.description if described else "", schema)
 
 
 def _marked(message: Message, prefix: str) -> Message:
@@ -243,6 +281,9 @@ def _body(request: Request, served: _Served) -> dict[str, Any]:
     del body["model"]
     if request.settings.thinking == "off":
         body["chat_template_kwargs"] = {"enable_thinking": False, **body.get("chat_template_kwargs", {})}
+    profile = served.profile
+    if profile is not None and profile.copy_arguments and request.tools and "grammar" not in body:
+        body = {"copy_arguments": True, "answer_forms": list(profile.answer_forms), **body}
     if "grammar" in body and isinstance(served.engine, Engine):
         # A grammar with an error makes the engine print to this process's stderr.
         raise UnsupportedInputError(

@@ -21,6 +21,7 @@ from windlass.core.settings import PROVIDERS
 from windlass.providers.bedrock import BedrockProvider
 from windlass.providers.codex import CodexProvider
 from windlass.providers.gemini import GeminiProvider
+from windlass.providers.huggingface import HuggingFaceProvider
 from windlass.providers.oauth import AccountProvider, account_of
 from windlass.providers.oauth_account import Account
 from windlass.providers.ollama import OllamaProvider
@@ -106,10 +107,19 @@ class _OllamaAccount(AccountProvider, OllamaProvider):
     """A server that speaks Ollama's dialect, with a login."""
 
 
+#: Vendors of a common dialect that need more than it.
+_BY_NAME: dict[str, type[RemoteProvider]] = {"huggingface": HuggingFaceProvider}
+
+
+class _HuggingFaceAccount(AccountProvider, HuggingFaceProvider):
+    """Hugging Face with a login."""
+
+
 #: The same with a login; a kind that is not here takes none.
 _WITH_ACCOUNT: dict[type[RemoteProvider], type[AccountProvider]] = {
     RemoteProvider: AccountProvider,
     GeminiProvider: _GeminiAccount,
+    HuggingFaceProvider: _HuggingFaceAccount,
     OllamaProvider: _OllamaAccount,
     CodexProvider: CodexProvider,
 }
@@ -310,7 +320,8 @@ def make(name: str, config: Config) -> Provider:
 
 
 def _kind(name: str, dialect: str, account: Account | None) -> tuple[type[RemoteProvider], dict[str, Any]]:
-    kind = _KINDS.get(dialect, RemoteProvider)
+    own = _BY_NAME.get(name) if dialect == "openai-chat" else None
+    kind = own or _KINDS.get(dialect, RemoteProvider)
     if account is None:
         return kind, {}
     if kind not in _WITH_ACCOUNT:

@@ -6,13 +6,21 @@ from windlass.core.lazy import face
 
 #: Module -> the names it gives. `__init__.pyi` says the same to type checkers.
 _FACE = {
-    "windlass.training.abi": "AbiCheckpoint LlmCheckpoint abi_to_checkpoint abi_to_safetensors llama_shapes read_abi write_abi",
+    "windlass.training.abi": (
+        "AbiCheckpoint LlmCheckpoint abi_shapes abi_to_checkpoint abi_to_safetensors read_abi write_abi"
+    ),
+    "windlass.training.checkpoint": "config_of",
     "windlass.training.config": "TrainConfig",
+    "windlass.training.curves": "draw",
     "windlass.training.data": "Batch Place Row Source",
+    "windlass.training.describe": "describe",
+    "windlass.training.distributed": "joined",
     "windlass.training.documents": "ChatFormat",
     "windlass.training.errors": "CheckpointError TrainingError",
     "windlass.training.files": "DataError InvalidFormat PayloadTooLarge UnsupportedVersion",
     "windlass.training.ingest": "open_source",
+    "windlass.training.progress": "Progress",
+    "windlass.training.release": "export_checkpoint",
     "windlass.training.sources": "TextSource TokenSource",
     "windlass.training.tokenbin": "TokenBin TokenBinWriter read_tokens write_tokens",
     "windlass.training.tokenizer": "Tokenizer",

@@ -1,10 +1,24 @@
-from windlass.training.abi import AbiCheckpoint, LlmCheckpoint, abi_to_checkpoint, abi_to_safetensors, llama_shapes, read_abi, write_abi
+from windlass.training.abi import (
+    AbiCheckpoint,
+    LlmCheckpoint,
+    abi_shapes,
+    abi_to_checkpoint,
+    abi_to_safetensors,
+    read_abi,
+    write_abi,
+)
+from windlass.training.checkpoint import config_of
 from windlass.training.config import TrainConfig
+from windlass.training.curves import draw
 from windlass.training.data import Batch, Place, Row, Source
+from windlass.training.describe import describe
+from windlass.training.distributed import joined
 from windlass.training.documents import ChatFormat
 from windlass.training.errors import CheckpointError, TrainingError
 from windlass.training.files import DataError, InvalidFormat, PayloadTooLarge, UnsupportedVersion
 from windlass.training.ingest import open_source
+from windlass.training.progress import Progress
+from windlass.training.release import export_checkpoint
 from windlass.training.sources import TextSource, TokenSource
 from windlass.training.tokenbin import TokenBin, TokenBinWriter, read_tokens, write_tokens
 from windlass.training.tokenizer import Tokenizer
@@ -23,6 +37,7 @@ __all__ = [
     "LlmCheckpoint",
     "PayloadTooLarge",
     "Place",
+    "Progress",
     "Record",
     "Row",
     "Source",
@@ -38,10 +53,15 @@ __all__ = [
     "Vectors",
     "WdbxReader",
     "WdbxWriter",
+    "abi_shapes",
     "abi_to_checkpoint",
     "abi_to_safetensors",
+    "config_of",
     "convert_embeddings",
-    "llama_shapes",
+    "describe",
+    "draw",
+    "export_checkpoint",
+    "joined",
     "open_source",
     "read_abi",
     "read_embeddings",

@@ -32,6 +32,10 @@ class TrainConfig(Struct, frozen=True, kw_only=True):
     tokens `grad_accum` times. It ends after `epochs`, after `max_steps` (0: no limit), or when the evaluation loss has
     not fallen by `early_stopping_threshold` in `early_stopping_patience` evaluations (0: never).
 
+    `base` is a model to go on with, a GGUF file or a folder with safetensors; with a `lora_rank` above 0 it stays as it
+    is and adapters of that rank learn, scaled by `lora_alpha / lora_rank`, beside the matrices `lora_targets` (empty:
+    all of a layer's; names of GGUF such as attn_q).
+
     `lr` rises over `warmup_steps` (schedule warmup_cosine) and falls to `min_lr` over `decay_steps` steps; `step`
     multiplies by 0.1 every `decay_steps`, `polynomial` has power 0.9. `gradient_clip` bounds the gradient's norm (0:
     no bound). Under torchrun each process reads `batch_size` rows per pass, and `parallel` says whether it holds the
@@ -83,6 +87,11 @@ class TrainConfig(Struct, frozen=True, kw_only=True):
     recipe: str | None = None
     tokenizer: str | None = None
     shape: dict[str, int] = {}
+    base: str | None = None
+    lora_rank: int = 0
+    lora_alpha: float = 16.0
+    lora_dropout: float = 0.0
+    lora_targets: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for name, choices in _CHOICES.items():

@@ -76,15 +76,18 @@ def order(rows: int, epoch: int, seed: int) -> NDArray[np.int64]:
     return np.random.Generator(np.random.PCG64([seed, epoch])).permutation(rows)
 
 
-def places(rows: int, size: int, epochs: int, seed: int, start: Place) -> Iterator[tuple[list[int], Place]]:
+def places(
+    rows: int, size: int, epochs: int, seed: int, start: Place, *, ordered: bool = False
+) -> Iterator[tuple[list[int], Place]]:
     """Yield, for each batch of `size` rows from `start` on, the rows' numbers and the place after it.
 
-    An epoch's last batch may be smaller. Raises ConfigError when there are no rows.
+    `ordered` reads each epoch from row 0 on, for a source whose order is a curriculum (it has `ordered = True`). An
+    epoch's last batch may be smaller. Raises ConfigError when there are no rows.
     """
     if rows < 1:
         raise ConfigError("The training data has no rows.", hint="Give more data or a shorter seq_len.")
     for epoch in range(start.epoch, epochs):
-        numbers = order(rows, epoch, seed)
+        numbers = np.arange(rows) if ordered else order(rows, epoch, seed)
         first = start.position if epoch == start.epoch else 0
         for at in range(first, rows, size):
             end = min(at + size, rows)

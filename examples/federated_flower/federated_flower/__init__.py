@@ -1,0 +1,1 @@
+"""Windlass's trainer as a Flower app."""

@@ -1,0 +1,1 @@
+"""The embedded model's recipe: phrases, rows, tokenizer, training plan, evaluation, card."""
