@@ -27,7 +27,7 @@ PEERS: dict[str, list[str]] = {
     "smol": ["smolagents==1.26.0"],
     "mini": ["mini-swe-agent==2.4.6", "mcp"],
 }
-TESTS = ("loop", "plain", "growth", "concurrent", "stream", "persist", "import", "cli")
+TESTS = ("loop", "plain", "growth", "concurrent", "stream", "persist", "import", "cli", "local")
 
 
 def python_of(name: str) -> str:
@@ -156,7 +156,11 @@ def main() -> None:
     peers = [name for name in options.peers.split(",") if name in PEERS]
     names = options.only.split(",") if options.only else ["windlass_", "bare", *peers]
     results: dict[str, dict[str, Any]] = {name: {} for name in names}
-    for test in options.tests.split(","):
+    tests = options.tests.split(",")
+    for test in tests:
+        if test == "local":  # beside the engine's own timings, not beside the agents' peers
+            subprocess.run([sys.executable, str(HERE / "local" / "run.py")], check=True)
+            continue
         for name in names:
             results[name][test] = run_test(name, test, options.runs)
             print(f"{test:<11} {name:<10} {json.dumps(results[name][test])[:160]}", flush=True)

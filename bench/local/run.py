@@ -1,6 +1,6 @@
 """Measure what our edge costs beside the engine's own timings: tokens per second of prompts and answers, streamed.
 
-Usage: python bench/local/run.py [--model FILE.gguf] [--rounds N] [--tokens N] [--prompt N] [--threads 1,2] [--json FILE]
+Usage: python bench/local/run.py [--model FILE] [--rounds N] [--tokens N] [--prompt N] [--threads 1,2] [--json FILE]
 
 Everything runs in one go, the ways in turns, so that a busy moment falls on all of them; medians of the rounds. Ratios
 say how much of the engine's own speed arrives where an answer is read:

@@ -39,7 +39,7 @@ UTC: dict[str, Any] = {
     "type": "function",
     "function": {"name": "utc", "description": "the time", "parameters": {"type": "object", "properties": {}}},
 }
-ENDLESS = {"grammar": 'root ::= "a" root', "max_tokens": 1800}
+ENDLESS: dict[str, Any] = {"grammar": 'root ::= "a" root', "max_tokens": 1800}
 
 
 @pytest.fixture(scope="module")
@@ -238,7 +238,6 @@ def test_leaving_a_loop_ends_the_answer(model: Model) -> None:
     for token in stream:
         assert token.text == "a"
         break
-    del token
     stream.cancel()
     assert stream.response.is_cancelled
 
@@ -402,6 +401,7 @@ def test_defaults_are_those_of_the_reference() -> None:
     assert (config.context_length, config.max_new_tokens, config.temperature) == (2048, 256, 0.7)
     assert (config.top_p, config.top_k, config.repetition_penalty, config.batch_size) == (0.9, 40, 1.1, 512)
     assert (config.threads, config.use_gpu) == (None, True)
-    for bad in ({"context_length": 0}, {"slots": 0}, {"temperature": -1.0}, {"threads": 0}):
+    wrong: tuple[dict[str, Any], ...] = ({"context_length": 0}, {"slots": 0}, {"temperature": -1.0}, {"threads": 0})
+    for bad in wrong:
         with pytest.raises(ConfigError):
             InferenceConfig(**bad)

@@ -138,7 +138,12 @@ def test_cancelled_is_never_overwritten() -> None:
     other = response(Player(Prefilled(1), *words("a")))
     other.cancel()
     assert (other.next(), other.state) == (None, StreamState.CANCELLED)
-    in_between = response(Player(Prefilled(1), *words("a", "b")), on_token=lambda _: in_between.cancel())
+
+    def give_up(event: TokenEvent) -> None:
+        assert event.text == "a"
+        in_between.cancel()
+
+    in_between = response(Player(Prefilled(1), *words("a", "b")), on_token=give_up)
     assert [in_between.next() is not None for _ in range(2)] == [True, False]
     assert in_between.state is StreamState.CANCELLED
 
@@ -187,11 +192,15 @@ def test_stop_tokens_are_not_told() -> None:
 
 def test_callbacks_are_called_in_order() -> None:
     log: list[str] = []
+
+    def told(event: TokenEvent) -> None:
+        log.append(event.text or "")
+
+    def whole(stats: StreamingStats) -> None:
+        log.append(f"complete {stats.tokens_generated}")
+
     stream = response(
-        Player(Prefilled(1), *words("a", "b")),
-        on_token=lambda event: log.append(event.text or ""),
-        on_complete=lambda stats: log.append(f"complete {stats.tokens_generated}"),
-        on_error=lambda error: log.append(f"error {error}"),
+        Player(Prefilled(1), *words("a", "b")), on_token=told, on_complete=whole, on_error=lambda: log.append("error")
     )
     list(stream)
     assert log == ["a", "b", "complete 2"]
@@ -204,7 +213,7 @@ def test_a_callback_that_raises_cancels() -> None:
     player = Player(Prefilled(1), *words("a", "b"))
     stream = response(player, on_token=fail)
     stream.next()
-    with pytest.raises(ValueError, match="^a$"):
+    with pytest.raises(ValueError, match=r"^a$"):
         stream.next()
     assert stream.is_cancelled
     assert player.over.wait(LAST_GUARD)
@@ -253,10 +262,11 @@ async def test_async_reads_the_same_events() -> None:
 
 
 def test_options_out_of_range_are_refused() -> None:
-    for options in (
+    wrong: tuple[dict[str, Any], ...] = (
         {"temperature": -1.0}, {"top_p": 0.0}, {"top_k": -1}, {"max_tokens": 0}, {"repetition_penalty": 0.0},
         {"stop": ("",)}, {"grammar": "root ::= [a]", "json_schema": {}},
-    ):  # fmt: skip
+    )  # fmt: skip
+    for options in wrong:
         with pytest.raises(ConfigError):
             StreamingConfig(**options).asked("x")
     with pytest.raises(ConfigError, match="generation_timeout_ns is -1"):

@@ -306,9 +306,9 @@ async def test_the_budget_of_the_request_holds(filed: LocalProvider) -> None:
 
 async def test_r77_worker_dies_amid_an_answer(copy: Path) -> None:
     provider = LocalProvider(copy, options=EngineOptions(threads=1, gpu_layers=0))
-    engine: Any = provider._serve("").engine  # pyright: ignore[reportPrivateUsage]
     async with aclosing(stream(provider, asking("x", settings=ENDLESS))) as opened:
         first = await anext(opened)
+        engine: Any = provider._serve("").engine  # pyright: ignore[reportPrivateUsage]
         os.kill(engine.pid, signal.SIGKILL)
         with pytest.raises(StreamInterrupted, match="was killed by SIGKILL") as caught:
             async for _ in opened:

@@ -22,16 +22,16 @@ from windlass.core.events import TrainStep
 from windlass.training import checkpoint
 from windlass.training.trainer import Trainer
 
-CALLS = 0
+calls = 0
 
 
 def counted(function: Callable[..., Any], kill_at: int) -> Callable[..., Any]:
     """Die before the call whose turn it is, or half-way through it where that can be."""
 
     def call(*args: Any, **kwargs: Any) -> Any:
-        global CALLS
-        CALLS += 1
-        if kill_at == CALLS:
+        global calls
+        calls += 1
+        if kill_at == calls:
             os.kill(os.getpid(), signal.SIGKILL)
         return function(*args, **kwargs)
 
@@ -42,10 +42,10 @@ def torn(save: Callable[..., Any], kill_at: int) -> Callable[..., Any]:
     """Write half of a tensor file, then die."""
 
     def call(tensors: Any, path: Path) -> None:
-        global CALLS
-        CALLS += 1
+        global calls
+        calls += 1
         save(tensors, path)
-        if kill_at == CALLS:
+        if kill_at == calls:
             os.truncate(path, path.stat().st_size // 2)
             os.kill(os.getpid(), signal.SIGKILL)
 
@@ -71,7 +71,7 @@ def train(folder: str, epochs: str, call: str, output: str) -> None:
         if isinstance(event, TrainStep):
             found = [event.metrics["loss"], event.metrics["grad_norm"], event.metrics.get("eval_loss", 0.0)]
             os.write(lines, (" ".join([str(event.step), *[value.hex() for value in found]]) + "\n").encode())
-    os.write(lines, f"calls {CALLS}\n".encode())
+    os.write(lines, f"calls {calls}\n".encode())
 
 
 def main() -> None:

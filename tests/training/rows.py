@@ -50,7 +50,8 @@ def llama(seed: int = 0, **sizes: Any) -> Llama:
 def config(**options: Any) -> TrainConfig:
     """Options of a short run."""
     usual: dict[str, Any] = {"epochs": 3, "batch_size": 4, "schedule": "constant", "lr": 3e-3, "min_lr": 0.0}
-    return TrainConfig(**{**usual, "device": "cpu", **options})
+    chosen: dict[str, Any] = {**usual, "device": "cpu", **options}
+    return TrainConfig(**chosen)
 
 
 def trainer(source: Any = None, **options: Any) -> Trainer:

@@ -223,7 +223,7 @@ def test_missing_files_later_schemas_and_foreign_names_are_refused(tmp_path: Pat
     with pytest.raises(CheckpointError, match="newer than 1"):
         checkpoint.read_state(path)
     state.write_bytes(b"[]")
-    with pytest.raises(CheckpointError, match="no|not"):
+    with pytest.raises(CheckpointError, match="not a checkpoint"):
         checkpoint.read_state(path)
     state.write_bytes(msgspec.json.encode(good))
     (path / "model.safetensors").unlink()

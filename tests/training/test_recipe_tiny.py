@@ -13,15 +13,18 @@ import numpy as np
 import pytest
 
 from windlass.core.errors import ConfigError
+from windlass.core.events import TrainStep
 from windlass.local.embedded import load_profile
 from windlass.local.engine import EngineOptions, Native
+from windlass.local.gguf import read_header
 from windlass.local.llama import Llama, LlamaConfig
 from windlass.training.config import TrainConfig
 from windlass.training.data import collate
 from windlass.training.export import export_gguf
-from windlass.training.recipes import RECIPES
+from windlass.training.recipes import RECIPES, with_defaults
 from windlass.training.recipes.tiny import card, evaluate, grammar
 from windlass.training.recipes.tiny.chat import END, HONEST, SYSTEM, block, call, parameters, response
+from windlass.training.recipes.tiny.finish import finish
 from windlass.training.recipes.tiny.grammar import PARAMETERS, Split, Step
 from windlass.training.recipes.tiny.recipe import STAGES, make
 from windlass.training.recipes.tiny.results import ERROR, Folder, answer, told
@@ -29,9 +32,10 @@ from windlass.training.recipes.tiny.rows import Mix, Rows, offered, talk
 from windlass.training.recipes.tiny.vocabulary import Encoder, make_tokenizer, twins
 from windlass.training.recipes.tiny.wild import WILD
 from windlass.training.tokenizer import Tokenizer
+from windlass.training.trainer import Trainer
 
 TOOLS = tuple(PARAMETERS)
-SMALL = {"width": 32, "layers": 1, "heads": 2, "kv_heads": 1, "feed_forward": 32}
+SMALL: dict[str, Any] = {"width": 32, "layers": 1, "heads": 2, "kv_heads": 1, "feed_forward": 32}
 
 
 @pytest.fixture(scope="module")
@@ -177,7 +181,7 @@ def test_a_row_is_one_block_and_conversations_that_do_not_see_each_other(tokeniz
             assert "<|im_start|>" not in weighed
             held += 1
         assert row.weights[row.segments == 0].sum() == 0
-    assert held > 80
+    assert held > 60
 
 
 def test_rows_make_a_batch_with_a_mask(rows: Rows) -> None:
@@ -186,6 +190,20 @@ def test_rows_make_a_batch_with_a_mask(rows: Rows) -> None:
     assert batch.positions is not None
     assert int(batch.positions.max()) < 2048
     assert 0.15 < float(batch.weights.sum()) / batch.tokens < 0.6
+
+
+def test_some_early_rows_say_random_words_three_times(tokenizer: Tokenizer) -> None:
+    row = Rows(tokenizer, 10, ((0, Mix(repeats=1.0)),), seq_len=320).row(3)
+    assert row.weights is not None
+    assert row.segments is not None
+    plain = {spaced: plain for plain, spaced in twins(tokenizer)}
+    for segment in range(1, row.segments.max() + 1):
+        own = row.segments == segment
+        ids, weights = row.tokens[own].tolist(), row.weights[own]
+        third = len(ids) // 3
+        assert ids[third : 2 * third] == ids[2 * third :]
+        assert [plain[ids[0]], *ids[1:third]] == ids[third : 2 * third]
+        assert weights.tolist() == [0.0] * third + [1.0] * 2 * third
 
 
 def test_the_curriculum_begins_with_copying(rows: Rows) -> None:
@@ -325,19 +343,40 @@ def test_the_recipe_gives_a_model_rows_and_a_tokenizer() -> None:
     table = model.token_embd.weight.detach()
     shift = table[list(spaced)] - table[list(plain)]
     assert float(shift.std(0).max()) < 1e-6
+    assert source.mix(0) == STAGES[0][1]
     with pytest.raises(ConfigError, match="read once"):
         make(TrainConfig(epochs=2))
+
+
+def test_options_of_a_run_come_from_the_recipe_where_nothing_was_said() -> None:
+    options = TrainConfig(**with_defaults({"recipe": "tiny", "sample_count": 800, "lr": 0.001}))
+    assert (options.epochs, options.decay_steps, options.lr, options.optimizer) == (1, 100, 0.001, "muon")
+    assert options.checkpoint_interval == 0
+    kept = TrainConfig(**with_defaults({"recipe": "tiny", "checkpoint_path": "x"}))
+    assert (kept.checkpoint_interval, kept.decay_steps) == (250, 12500)
+    assert with_defaults({"lr": 1.0}) == {"lr": 1.0}
+
+
+def test_a_run_is_stopped_wound_down_and_written(tmp_path: Path) -> None:
+    folder, file = tmp_path / "checkpoints", tmp_path / "tiny-9.gguf"
+    said = {"recipe": "tiny", "sample_count": 40, "seq_len": 128, "batch_size": 2, "max_steps": 3, "shape": SMALL}
+    first = Trainer(TrainConfig(**with_defaults({**said, "checkpoint_path": str(folder), "precision": "fp32"})))
+    rates = [event.metrics["lr"] for event in first.run() if isinstance(event, TrainStep)]
+    assert len(rates) == 3
+    ended = finish(folder, file, 2)
+    assert ended.step == 5
+    assert read_header(file).text("general.name") == "tiny-9"
+    assert finish(folder, file, 0).step == 5
 
 
 async def test_an_untrained_model_is_measured_and_gets_its_cards(tokenizer: Tokenizer, tmp_path: Path) -> None:
     path = tmp_path / "tiny-9.gguf"
     model = Llama(LlamaConfig(vocab_size=tokenizer.vocab_size, context=512, **SMALL))
     export_gguf(model, tokenizer, path, dtype="q8_0", name="tiny-9")
-    measured = await evaluate.measure(path, 2, 7)
-    assert list(measured["sets"]) == [
-        evaluate.ONE_SEEN, evaluate.ONE_UNSEEN, evaluate.TWO_SEEN, evaluate.TWO_UNSEEN, evaluate.OUTSIDE, evaluate.BY_HAND,
-    ]  # fmt: skip
-    assert [row["n"] for row in measured["sets"].values()] == [2, 2, 2, 2, 2, len(WILD)]
+    only = (evaluate.ONE_SEEN, evaluate.ONE_UNSEEN)
+    measured = await evaluate.measure(path, 2, 7, only=only)
+    assert tuple(measured["sets"]) == only
+    assert [row["n"] for row in measured["sets"].values()] == [2, 2]
     # It knows nothing, yet the grammar lets it call no tool that is not there and invent no argument.
     assert measured["sets"][evaluate.ONE_SEEN]["calls_exact"] <= 2
     programs, people = card.write(path, measured, {"tokens": "0"})
@@ -358,6 +397,7 @@ def test_the_held_out_sets_are_always_the_same_and_of_the_right_kind() -> None:
     made, again = evaluate.sets(20, 7), evaluate.sets(20, 7)
     assert made == again
     assert evaluate.sets(20, 8) != made
+    assert len(made.pop(evaluate.BY_HAND)) == len(WILD)
     for name, cases in made.items():
         wanted = {evaluate.ONE_SEEN: 1, evaluate.ONE_UNSEEN: 1, evaluate.TWO_SEEN: 2, evaluate.TWO_UNSEEN: 2}.get(name)
         for names, task, _ in cases:

@@ -115,7 +115,7 @@ def test_fp16_passes_over_a_step_whose_scaled_gradients_overflow() -> None:
     ours.updates.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**126)
     before = [weight.detach().clone() for weight in ours.model.parameters()]
     run = ours.run()
-    next(run), next(run)
+    assert [type(next(run)), type(next(run))] == [RunStarted, TrainStep]
     assert all(torch.equal(a, b) for a, b in zip(before, ours.model.parameters(), strict=True))
     assert ours.updates.scaler.get_scale() == 2.0**125
     assert len(losses(run)) == 5
@@ -173,7 +173,7 @@ def test_r80_a_loss_that_is_no_number_names_its_step_and_keeps_the_last_checkpoi
     error = caught.value
     assert error.step > 1
     assert error.checkpoint == str(tmp_path / f"step-{error.step - 1:08}")
-    assert read_state(Path(error.checkpoint)).step == error.step - 1
+    assert error.checkpoint is not None and read_state(Path(error.checkpoint)).step == error.step - 1
     again = Trainer.load(tmp_path, model=llama(), source=Rows())
     assert again.step == error.step - 1
     assert all(math.isfinite(loss) for loss in losses(again.run()))

@@ -16,6 +16,7 @@ from typing import Any, Literal
 from msgspec import Struct, field
 
 from windlass.core.errors import ConfigError, MissingKeyError, UnknownNameError
+from windlass.core.features import FeatureOff
 from windlass.core.routes import RouteSettings, check_circles, read_routes
 from windlass.core.settings import ALIASES, OWN_AUTO, PROVIDERS, SAME_ACCOUNT, SETTINGS, Setting
 
@@ -86,6 +87,7 @@ class Config:
         server: Mapping[str, Any] | None = None,
         policies: tuple[PolicyTable, ...] = (),
         notices: tuple[str, ...] = (),
+        off: Mapping[str, str] | None = None,
     ) -> None:
         self.environ: Mapping[str, str] = os.environ if environ is None else environ
         self._values = dict(values or {})
@@ -98,6 +100,8 @@ class Config:
         self.policies = policies
         #: What a person should hear: conflicting variables, refused project settings.
         self.notices = notices
+        #: The features that are switched off, each with the file that says so.
+        self.off = dict(off or {})
         self._made: dict[str, Any] = {}
         self._keys: dict[str, str] = {}
 
@@ -120,9 +124,15 @@ class Config:
             server=self.server,
             policies=self.policies,
             notices=self.notices,
+            off=self.off,
         )
         made._keys = {**self._keys, provider: key}
         return made
+
+    def require(self, feature: str) -> None:
+        """Raise FeatureOff where a feature is switched off."""
+        if feature in self.off:
+            raise FeatureOff(feature, self.off[feature])
 
     def get(self, key: str) -> Any:
         """Return a setting's value. Raises UnknownNameError."""

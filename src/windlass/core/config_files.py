@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 from windlass.core.config import Config, PolicyTable, Value, read_environment, typed
 from windlass.core.errors import ConfigError, UnknownNameError
+from windlass.core.features import FEATURES
 from windlass.core.models import override
 from windlass.core.routes import read_routes
 from windlass.core.settings import PROVIDERS, SETTINGS
@@ -28,9 +29,10 @@ __all__ = [
     "foreign_addresses",
     "load_config",
     "read_env_file",
+    "switched_off",
 ]
 
-_TABLES = frozenset({"providers", "routes", "models", "server", "policy"})
+_TABLES = frozenset({"providers", "routes", "models", "server", "policy", "features"})
 #: Where whoever manages this machine states a policy for everybody on it; no variable moves it.
 MANAGED = Path("/etc/windlass/windlass.toml")
 #: What a [providers.NAME] table may hold, and of which type.
@@ -40,6 +42,15 @@ _PROVIDER_KEYS: dict[str, tuple[str, tuple[type, ...]]] = {
     **dict.fromkeys(("auth_header", "headers", "capabilities", "extra_body", "oauth"), ("a table", (dict,))),
     "timeout": ("a number of seconds", (int, float)),
     "expires": ("a time in seconds or milliseconds since 1970", (int, float)),
+}
+#: The same of [providers.local]; `windlass.providers.local_settings` says what each means.
+_LOCAL_KEYS: dict[str, tuple[str, tuple[type, ...]]] = {
+    **dict.fromkeys(("model", "backend", "base_url", "api_key"), ("text", (str,))),
+    **dict.fromkeys(("slots", "context", "threads", "gpu_layers", "queue", "memory"), ("a whole number", (int,))),
+    **dict.fromkeys(("idle_seconds", "load_timeout"), ("a number of seconds", (int, float))),
+    **dict.fromkeys(("memory_map", "ignore_memory"), ("true or false", (bool,))),
+    "adapters": ("a list", (list,)),
+    "models": ("a table", (dict,)),
 }
 #: What no env file may set: what finds programs and libraries, where we keep things, and whom connections go through
 #: or trust. Names are compared in upper case.
@@ -72,6 +83,7 @@ def load_config(
     providers: dict[str, Any] = {}
     routes: dict[str, Any] = {}
     server: dict[str, Any] = {}
+    off: dict[str, str] = {}
     policies = _managed(MANAGED if managed is None else managed)
     for key, value in (flags or {}).items():
         if value is not None:
@@ -83,6 +95,8 @@ def load_config(
             data = _read_toml(path)
             if "policy" in data:
                 policies.append(_policy(path, "user" if trusted else "project", data.pop("policy")))
+            if trusted:
+                off.update(_features(path, data.pop("features", {})))
             _take_file(path, data, trusted, values, providers, routes, server, notices)
     policies.sort(key=lambda each: _STRENGTH.index(each.layer))
     return Config(
@@ -93,7 +107,24 @@ def load_config(
         server=server,
         policies=tuple(policies),
         notices=tuple(notices),
+        off=off,
     )
+
+
+def switched_off(path: Path) -> dict[str, str]:
+    """Return the features that a file of the user's switches off, each with the file. Raises as `load_config`."""
+    return _features(path, _read_toml(path).get("features", {}))
+
+
+def _features(path: Path, table: Any) -> dict[str, str]:
+    if not isinstance(table, dict):
+        raise ConfigError(f"{path}: features must be a table.")
+    for name, on in table.items():
+        if name not in FEATURES:
+            raise UnknownNameError(f"key in {path} [features]:", str(name), FEATURES)
+        if not isinstance(on, bool):
+            raise ConfigError(f"{path}: features.{name} must be true or false.")
+    return {str(name): str(path) for name, on in table.items() if not on}
 
 
 def _managed(path: Path) -> list[PolicyTable]:
@@ -171,11 +202,12 @@ def _points_elsewhere(key: str, value: str) -> bool:
 def _provider_table(path: Path, name: str, table: Any) -> dict[str, Any]:
     if not isinstance(table, dict):
         raise ConfigError(f"{path}: providers.{name} must be a table.")
+    known = _LOCAL_KEYS if name == "local" else _PROVIDER_KEYS
     for key, value in table.items():
-        if key not in _PROVIDER_KEYS:
-            raise UnknownNameError(f"key in {path} [providers.{name}]:", str(key), _PROVIDER_KEYS)
-        what, types = _PROVIDER_KEYS[key]
-        if not isinstance(value, types) or isinstance(value, bool):
+        if key not in known:
+            raise UnknownNameError(f"key in {path} [providers.{name}]:", str(key), known)
+        what, types = known[key]
+        if not isinstance(value, types) or (isinstance(value, bool) and bool not in types):
             raise ConfigError(f"{path}: providers.{name}.{key} must be {what}.")
     return table
 

@@ -161,13 +161,15 @@ def model(spec: Any, config: Any = None, api_key: str | None = None) -> tuple[An
 def embedder(spec: Any, config: Config | None = None) -> tuple[Any, str]:
     """Return (embedder, model id) for "hashing", for "provider:model-id", or for an object with `embed`.
 
-    Raises UnknownNameError, MissingKeyError, or ConfigError for a provider that makes no embeddings.
+    Raises UnknownNameError, MissingKeyError, FeatureOff where embeddings are switched off, or ConfigError for a
+    provider that makes none.
     """
     if not isinstance(spec, str):
         return spec, str(getattr(spec, "model", "") or "")
+    config = config if config is not None else Config.from_environment()
+    config.require("embeddings")
     if spec.partition(":")[0] in names("embedders"):
         return make("embedders", spec), ""
-    config = config if config is not None else Config.from_environment()
     name, _, model_id = config.alias(spec).partition(":")
     try:
         made = provider(name, config)

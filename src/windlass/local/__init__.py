@@ -22,6 +22,7 @@ _FACE = {
     "windlass.local.gguf_edit": "edit_metadata",
     "windlass.local.gguf_write": "GgufFileWriter",
     "windlass.local.llama": "Llama LlamaConfig",
+    "windlass.local.llama_gguf": "load_gguf",
     "windlass.local.model": "InferenceConfig Model TokenStream",
     "windlass.local.model_files": "kind_of",
     "windlass.local.planning": "MemoryPlan plan_memory",
@@ -31,4 +32,4 @@ _FACE = {
     "windlass.local.templates": "TemplateLimits TemplateRenderer render_chat",
 }
 __all__ = sorted(name for names in _FACE.values() for name in names.split())  # pyright: ignore[reportUnsupportedDunderAll]
-__getattr__ = face(__name__, _FACE, "local")
+__getattr__ = face(__name__, _FACE, "local", {"torch": "train", "tokenizers": "train"})

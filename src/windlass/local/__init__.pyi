@@ -14,6 +14,7 @@ from windlass.local.gguf_data import GgufFile
 from windlass.local.gguf_edit import edit_metadata
 from windlass.local.gguf_write import GgufFileWriter
 from windlass.local.llama import Llama, LlamaConfig
+from windlass.local.llama_gguf import load_gguf
 from windlass.local.model import InferenceConfig, Model, TokenStream
 from windlass.local.model_files import kind_of
 from windlass.local.planning import MemoryPlan, plan_memory
@@ -62,6 +63,7 @@ __all__ = [
     "gguf_to_hf",
     "hf_to_gguf",
     "kind_of",
+    "load_gguf",
     "load_hf",
     "plan_memory",
     "quantize_model",

@@ -35,8 +35,9 @@ class Generation(Struct, frozen=True, kw_only=True):
     `prompt` is text, in which control tokens are read as such, or token ids. `temperature` 0 is greedy, `top_k` 0 off;
     `top_p` in (0, 1], `min_p` 0 off; `repetition_penalty` 1 off. `seed` None: another one each time. `stop_tokens` end
     the text besides the model's own ends; a `stop` string ends it too. `grammar` is GBNF, `json_schema` a JSON Schema:
-    not both. `ignore_end` goes on where the model would end. `logprobs` is how many tokens are told at each place. `scales` are those of the model's LoRA adapters, in
-    their order, None: as loaded. Raises ConfigError for values out of range.
+    not both. `logprobs` is how many tokens are told at each place. `scales` are those of the model's LoRA adapters, in
+    their order, None: as loaded. `ignore_end` goes on where the model would end. Raises ConfigError for values out of
+    range.
     """
 
     prompt: str | tuple[int, ...]

@@ -1,9 +1,8 @@
 """Turn a BERT sentence-embedding model (a folder of sentence-transformers' layout) into a GGUF file.
 
 Metadata and tensor names are those of llama.cpp's `bert` architecture (github.com/ggml-org/llama.cpp,
-gguf-py/gguf/constants.py). Its tokenizer lower-cases every text and strips accents, so that only uncased models can be
-converted; in scripts whose vowels are combining characters with a place of their own (Devanagari, Tamil and others) it
-drops those too, where BERT keeps them, and the vectors of such texts are not the model's.
+gguf-py/gguf/constants.py). Its tokenizer and ours (`wordpiece`) lower-case every text and strip accents, so that only
+uncased models can be converted.
 """
 
 from __future__ import annotations
@@ -79,7 +78,7 @@ def _check(source: HfFolder) -> None:
     if config.get("hidden_act", "gelu") not in ("gelu", "gelu_new", "gelu_pytorch_tanh"):
         raise _refuse(source, f"its activation is {config['hidden_act']!r}, not GELU")
     if not source.json("tokenizer_config.json", missing=True).get("do_lower_case", True):
-        raise _refuse(source, "its vocabulary is cased, and the engine's tokenizer lower-cases every text")
+        raise _refuse(source, "its vocabulary is cased, and every text is lower-cased here")
 
 
 def _described(source: HfFolder) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from windlass.local.backend_native import LlamaBackend, model_info
 from windlass.local.engine import Engine, EngineOptions, require_engine
 from windlass.local.gguf import read_header
 from windlass.local.supervisor import WorkerEngine
+from windlass.local.wordpiece import WordPiece, word_piece
 
 __all__ = ["Encoder", "GgufEmbedder", "Pooling"]
 
@@ -73,6 +74,7 @@ class GgufEmbedder:
         self._load_timeout, self._memory = load_timeout, memory
         self._given = backend
         self._own: Backend | None = None
+        self._pieces: WordPiece | None = None
         self._lock = threading.Lock()
 
     async def embed(self, texts: Sequence[str], model: str = "", *, dimensions: int | None = None) -> Embeddings:
@@ -101,7 +103,7 @@ class GgufEmbedder:
             own.close()
 
     def _some(self, texts: Sequence[str], dimensions: int | None) -> Embeddings:
-        backend = self._backend()
+        backend = self.backend
         width = backend.info.embedding_width
         if dimensions is not None and dimensions != width:
             raise UnsupportedInputError(
@@ -109,13 +111,33 @@ class GgufEmbedder:
                 provider=_NAME,
                 model=backend.info.name,
             )
-        if self.truncate:
-            texts = [_fitting(backend, text) for text in texts]
         # Of our own backend the pooling was settled when it was made.
         pooling = self.pooling if self._given is not None else ""
-        return backend.embed(texts, pooling=pooling, normalize=self.normalize)
+        asked: Any = texts
+        if self._pieces is not None:
+            # The engine takes the ids of tokens in place of texts.
+            asked = [self._ids(text, number, backend) for number, text in enumerate(texts)]
+        elif self.truncate:
+            asked = [_fitting(backend, text) for text in texts]
+        return backend.embed(asked, pooling=pooling, normalize=self.normalize)
 
-    def _backend(self) -> Backend:
+    def _ids(self, text: str, number: int, backend: Backend) -> list[int]:
+        assert self._pieces is not None
+        room = backend.info.context
+        ids = self._pieces.encode(text, room if self.truncate else None)
+        if len(ids) > room:
+            name = backend.info.name
+            raise ContextExceededError(
+                f"Text {number} has {len(ids)} tokens; the context of {name} holds {room}.",
+                provider=_NAME,
+                model=name,
+                hint="Cut it.",
+            )
+        return ids
+
+    @property
+    def backend(self) -> Backend:
+        """What runs the model; its header is read now if it was not. Raises as `embed`."""
         if self._given is not None:
             return self._given
         with self._lock:
@@ -129,6 +151,7 @@ class GgufEmbedder:
         own = info.metadata.get(f"{info.architecture}.pooling_type")
         pooling = self.pooling or ("" if isinstance(own, int) and own > 0 else "mean")
         options = replace(self._options, embedding=True, pooling=pooling)
+        self._pieces = word_piece(info)
         if self._in_process:
             engine = Engine(self.path, options, verify=self._verify)
         else:

@@ -259,7 +259,7 @@ class Model:
         """Return the names of what this model cannot be told: settings, and `tools` that its card does not know."""
         return self._as_provider().dropped(request)
 
-    def respond(self, prompt: Prompt, config: StreamingConfig | None = None, **options: Any) -> StreamingResponse:
+    def respond(self, prompt: Prompt, config: StreamingConfig | None = None, /, **options: Any) -> StreamingResponse:
         """Return the answer as a StreamingResponse, not yet begun. `options` are those of StreamingConfig.
 
         Raises ConfigError for options out of range.

@@ -101,7 +101,8 @@ class StreamingConfig(Struct, frozen=True, kw_only=True):
     `initial_buffer_capacity` is kept for its name: a buffer here grows by itself. Callbacks are called by whoever
     reads: `on_token` with each event that has a token, then `on_complete` with the statistics or `on_error` with the
     error. `logprobs` is how many tokens are told at each place; `grammar` is GBNF, `json_schema` a JSON Schema;
-    `scales` are those of the model's adapters; `ignore_end` goes on where the model would end. Raises ConfigError for values out of range.
+    `scales` are those of the model's adapters; `ignore_end` goes on where the model would end. Raises ConfigError for
+    values out of range.
     """
 
     max_tokens: int = 256

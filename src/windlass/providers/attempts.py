@@ -31,6 +31,7 @@ from windlass.core.errors import (
 from windlass.core.items import NoticeItem
 from windlass.core.request import Budget
 from windlass.providers.breaker import Pass
+from windlass.providers.local_slots import NoRoom
 from windlass.providers.retry import RetryAllowance
 from windlass.providers.target import Target
 
@@ -45,7 +46,7 @@ _ROUNDING = 0.05
 class _Rule(Struct, frozen=True):
     """What an error means: whose fault it is, and whether the same target may be asked again."""
 
-    fault: Literal["target", "setting", "request", "size"]
+    fault: Literal["target", "setting", "request", "size", "none"]
     again: bool = False
 
 
@@ -63,6 +64,8 @@ _RULES: tuple[tuple[type[WindlassError], _Rule], ...] = (
 
 
 def _rule(error: WindlassError) -> _Rule:
+    if isinstance(error, NoRoom):
+        return _Rule("none")  # asking again at once would only jump its queue
     cause = error if isinstance(error, TransportError) else error.__cause__
     if isinstance(cause, TransportError) and cause.recovery == "none":
         return _Rule("target")  # a certificate that proves nothing, a body without end: the same again next time
@@ -417,7 +420,7 @@ class Attempts:
         else:
             target.breaker.misfit()
 
-    def _narrow(self, refused: Target, fault: Literal["request", "size", "target", "setting"]) -> None:
+    def _narrow(self, refused: Target, fault: Literal["request", "size", "target", "setting", "none"]) -> None:
         """Take out the targets that would refuse the same request for the same reason."""
         for target in self.order:
             if fault == "request":

@@ -6,14 +6,12 @@ card beside the file says which tools the model knows: it is offered only those,
 
 from __future__ import annotations
 
-import functools
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing
 from pathlib import Path
 from typing import Any, Final
 
 import msgspec
-from msgspec import Struct
 from msgspec.structs import replace
 
 from windlass.core.clock import deadline
@@ -24,6 +22,7 @@ from windlass.core.errors import (
     ProviderTimeoutError,
     StreamInterrupted,
     UnsupportedInputError,
+    WindlassError,
 )
 from windlass.core.items import Finish, Item, NoticeItem, TextItem
 from windlass.core.messages import Message, ToolResponse
@@ -31,9 +30,11 @@ from windlass.core.models import Capabilities
 from windlass.core.ports import Embeddings
 from windlass.core.request import Budget, Request, ToolSpec
 from windlass.local.embedded import ModelProfile, embedded_model, load_profile
-from windlass.local.embedder import GgufEmbedder
 from windlass.local.engine import ChatEngine, Engine, EngineOptions, count_tokens, require_engine
-from windlass.local.supervisor import WorkerEngine
+from windlass.local.failures import OutOfMemory
+from windlass.providers.local_models import LocalModel, shipped_model
+from windlass.providers.local_settings import LocalSettings, ModelSettings
+from windlass.providers.local_slots import NoRoom
 from windlass.wire.openai_chat import DIALECT, OpenAIChat
 
 __all__ = ["LocalProvider"]
@@ -46,36 +47,23 @@ _DIALECT: Final = OpenAIChat(
 )
 
 
-class _Served(Struct, frozen=True):
-    """A model that is ready to be asked: its id, what runs it, and its card."""
-
-    id: str
-    engine: ChatEngine
-    profile: ModelProfile | None
-
-
-@functools.cache
-def _embedded() -> _Served:
-    # One for the process: every provider shares it, and the engine unloads it at exit.
-    model = embedded_model()
-    options = EngineOptions(context=model.profile.context, slots=2, threads=1, gpu_layers=0, memory_map=False)
-    return _Served(model.profile.name, Engine(model.path, options, verify=model.verify), model.profile)
-
-
 class LocalProvider:
     """Answer with a model on this machine.
 
     `path` is the GGUF file that the model ids "" and "default" stand for; without it they are the built-in model, which
-    is also "tiny-0". An id that ends in `.gguf` is a path itself, unless `any_path` is False: a gateway must not let
-    its clients choose files. `options` say how files are loaded, `load_timeout` (seconds) and `memory` (bytes besides
-    the mapped file) bound their worker processes. With `engine` all this is settled: it answers as `model`, whatever id
-    is asked for, under the card `profile`, and stays its owner's to close. Usage is exact; the engine's timings are in
-    the `Finish`, under `provider_metadata["local"]["timings"]`.
+    is also "tiny" and "tiny-0". `settings` name further models; they are the `[providers.local]` table. An id that ends
+    in `.gguf` is a path itself, unless `any_path` is False: a gateway must not let its clients choose files. `options`
+    say how files are loaded, `load_timeout` (seconds) and `memory` (bytes besides the mapped file) bound their worker
+    processes. With `engine` all this is settled: it answers as `model`, whatever id is asked for, under the card
+    `profile`, and stays its owner's to close. Usage is exact; the engine's timings are in the `Finish`, under
+    `provider_metadata["local"]["timings"]`.
+
+    As many requests are answered at a time as a model has slots; others wait in order, within the request's budget.
 
     `stream` raises ContextExceededError with the token counts, UnsupportedInputError for images and documents,
     ModelNotFoundError for an unknown id or file, ProviderError (its cause a LocalModelError) for a file that is not a
-    usable model, and StreamInterrupted when a worker dies amid an answer. Raises ConfigError when the engine is not
-    installed.
+    usable model, StreamInterrupted when a worker dies amid an answer, and NoRoom, an OverloadedError, when too many
+    wait or the model would need more memory than is free. Raises ConfigError when the engine is not installed.
     """
 
     name = _NAME
@@ -87,20 +75,29 @@ class LocalProvider:
         *,
         options: EngineOptions | None = None,
         any_path: bool = True,
-        load_timeout: float = 600.0,
+        load_timeout: float | None = None,
         memory: int | None = None,
+        settings: LocalSettings | None = None,
         engine: ChatEngine | None = None,
         profile: ModelProfile | None = None,
         model: str = "",
     ) -> None:
         if engine is None:
             require_engine()
-        self._given = None if engine is None else _Served(model, engine, profile)
-        self._default = None if path is None else Path(path).expanduser()
-        self._options = replace(options or EngineOptions(), log=True)
-        self._any_path, self._load_timeout, self._memory = any_path, load_timeout, memory
-        self._files: dict[Path, _Served] = {}
-        self._embedders: dict[str, GgufEmbedder] = {}
+        settings = settings or LocalSettings()
+        default = settings.default
+        if options is not None:
+            default = replace(default, options=replace(options, log=True))
+        if path is not None:
+            default = replace(default, path=str(Path(path).expanduser()), base_url="")
+        if load_timeout is not None:
+            default = replace(default, load_timeout=load_timeout)
+        if memory is not None:
+            default = replace(default, memory=memory)
+        self._given = None if engine is None else LocalModel(model, default, profile, engine=engine)
+        self._default, self._named, self._default_name = default, settings.models, settings.default_name
+        self._any_path, self._shipped_slots = any_path, settings.slots or 2
+        self._models: dict[str, LocalModel] = {}
         self._told: set[tuple[str, ...]] = set()
 
     @property
@@ -116,9 +113,14 @@ class LocalProvider:
     async def count(self, request: Request) -> int:
         """Return the exact number of tokens of the request's prompt. Raises as `stream`."""
         served = self._serve(request.model)
+        body = _body(_adapted(request, served), served)
         try:
-            return await count_tokens(served.engine, _body(_adapted(request, served), served))
-        except LocalModelError as error:
+            engine = await _entered(served, request.budget)
+            try:
+                return await count_tokens(engine, body)
+            finally:
+                served.leave()
+        except (LocalModelError, TimeoutError) as error:
             raise _provider_error(error, served, "") from error
 
     def dropped(self, request: Request) -> list[str]:
@@ -137,55 +139,76 @@ class LocalProvider:
         """
         served = self._serve(model)
         try:
-            return await self._embedder(served).embed(texts, dimensions=dimensions)
+            return await served.embed(texts, dimensions)
         except LocalModelError as error:
             raise _provider_error(error, served, "") from error
 
-    def _embedder(self, served: _Served) -> GgufEmbedder:
-        path = served.engine.path
-        if path not in self._embedders:
-            if served is self._given:
-                raise UnsupportedInputError(f"{served.id} is loaded for text.", provider=_NAME, hint="Use its `embed`.")
-            # The engine gives text or vectors: the file is loaded once more.
-            shipped = isinstance(served.engine, Engine)
-            options = EngineOptions(threads=1, gpu_layers=0, memory_map=False) if shipped else self._options
-            self._embedders[path] = GgufEmbedder(
-                path, options=options, in_process=shipped, verify=embedded_model().verify if shipped else None,
-                load_timeout=self._load_timeout, memory=self._memory,
-            )  # fmt: skip
-        return self._embedders[path]
+    def capabilities(self, model: str = "") -> Capabilities:
+        """Return what a model can take, and its context: what its file states, bounded by the settings.
+
+        Blocking at first use of a model: the header of its file is read. Raises as `stream` for an unknown id.
+        """
+        return replace(_CAPABILITIES, context=self._serve(model).context)
+
+    async def models(self) -> list[str]:
+        """Return the ids of the models that are named: those of the settings, then the built-in one."""
+        return [*self._named, embedded_model().profile.name]
+
+    def plans(self) -> list[tuple[str, bool]]:
+        """Return for each model file of the settings what it will need, in a sentence, and whether that can be had.
+
+        Blocking: the headers of the files are read.
+        """
+        named = list(self._named)
+        if (self._default.path or self._default.base_url) and not self._default_name:
+            named.insert(0, "")
+        out: list[tuple[str, bool]] = []
+        for name in named:
+            try:
+                out.append(self._serve(name).outlook())
+            except WindlassError as error:
+                out.append((str(error), False))
+        return out
 
     def close(self) -> None:
         """End the worker processes; a later request starts them again. The built-in model stays for the process."""
-        for served in self._files.values():
-            served.engine.close()
-        for embedder in self._embedders.values():
-            embedder.close()
+        for served in self._models.values():
+            served.close()
 
-    def _serve(self, model: str) -> _Served:
+    def _serve(self, model: str) -> LocalModel:
         if self._given is not None:
             return self._given
-        if model in ("", "default") and self._default is not None:
-            return self._file(self._default)
-        if model in ("", "default", embedded_model().profile.name):
-            return _embedded()
-        if model.endswith(".gguf") and (self._any_path or Path(model) == self._default):
-            return self._file(Path(model).expanduser())
-        known = f"'{embedded_model().profile.name}'" + (" or the path of a .gguf file" if self._any_path else "")
+        default = self._default
+        if model in ("", "default") and (default.path or default.base_url):
+            model = self._default_name or default.path or default.base_url
+            return self._model(model, default)
+        if model in self._named:
+            return self._model(model, self._named[model])
+        if model in ("", "default", "tiny", embedded_model().profile.name):
+            return shipped_model(self._shipped_slots, default.queue)
+        if model.endswith(".gguf") and (self._any_path or Path(model) == Path(default.path)):
+            path = str(Path(model).expanduser())
+            if path == default.path:
+                return self._model(path, default)
+            own = replace(default.options, adapters=())
+            return self._model(path, replace(default, path=path, base_url="", api_key="", options=own))
+        known = ", ".join([repr(name) for name in (*self._named, embedded_model().profile.name)])
         raise ModelNotFoundError(
-            f"There is no local model {model!r}.", provider=_NAME, model=model, hint=f"Use {known}."
+            f"There is no local model {model!r}.",
+            provider=_NAME,
+            model=model,
+            hint=f"Use {known}{' or the path of a .gguf file' if self._any_path else ''}.",
         )
 
-    def _file(self, path: Path) -> _Served:
-        served = self._files.get(path)
-        if served is None:
-            engine = WorkerEngine(path, self._options, load_timeout=self._load_timeout, memory=self._memory)
+    def _model(self, key: str, settings: ModelSettings) -> LocalModel:
+        if key not in self._models:
+            id = key if key in self._named else Path(settings.path or settings.base_url).stem
             try:
-                profile = load_profile(path)
+                profile = load_profile(settings.path) if settings.path else None
             except LocalModelError as error:
-                raise ProviderError(error.message, provider=_NAME, model=path.stem, hint=error.hint) from error
-            served = self._files[path] = _Served(path.stem, engine, profile)
-        return served
+                raise ProviderError(error.message, provider=_NAME, model=id, hint=error.hint) from error
+            self._models[key] = LocalModel(id, settings, profile)
+        return self._models[key]
 
     async def _stream(self, request: Request) -> AsyncGenerator[Item]:
         served = self._serve(request.model)
@@ -196,25 +219,22 @@ class LocalProvider:
         decoder = _DIALECT.stream_decoder()
         partial: list[str] = []
         try:
-            async with aclosing(served.engine.stream(body)) as chunks:
-                while (chunk := await _next(chunks, request.budget)) is not None:
-                    for item in decoder.feed(b"data: " + chunk + b"\n\n"):
-                        if isinstance(item, TextItem):
-                            partial.append(item.text)
-                        yield item
+            engine = await _entered(served, request.budget)
+            try:
+                async with aclosing(engine.stream(body)) as chunks:
+                    while (chunk := await _next(chunks, request.budget)) is not None:
+                        for item in decoder.feed(b"data: " + chunk + b"\n\n"):
+                            if isinstance(item, TextItem):
+                                partial.append(item.text)
+                            yield item
+            finally:
+                served.leave()
             for item in decoder.close():
                 yield _finished(item, served) if isinstance(item, Finish) else item
-        except LocalModelError as error:
+        except (LocalModelError, TimeoutError) as error:
             raise _provider_error(error, served, "".join(partial)) from error
-        except TimeoutError as error:
-            raise ProviderTimeoutError(
-                f"{served.id} did not answer in the time given.",
-                provider=_NAME,
-                model=served.id,
-                partial="".join(partial),
-            ) from error
 
-    def _dropped(self, request: Request, adapted: Request, served: _Served) -> list[NoticeItem]:
+    def _dropped(self, request: Request, adapted: Request, served: LocalModel) -> list[NoticeItem]:
         kept = {tool.name for tool in adapted.tools}
         names = tuple([tool.name for tool in request.tools if tool.name not in kept])
         if not names or names in self._told:
@@ -224,13 +244,23 @@ class LocalProvider:
         return [NoticeItem("warning", text, _NAME, served.id)]
 
 
+def _left(budget: Any) -> float | None:
+    return budget.remaining() if isinstance(budget, Budget) else None
+
+
+async def _entered(served: LocalModel, budget: Any) -> ChatEngine:
+    """Return what answers, once there is a slot and the model is loaded. Raises as `_next` and `LocalModel.enter`."""
+    async with deadline(_left(budget)):
+        return await served.enter()
+
+
 async def _next(chunks: AsyncGenerator[bytes], budget: Any) -> bytes | None:
     """Return the next chunk, None at the end. Raises TimeoutError when the request's budget of time is used up."""
-    async with deadline(budget.remaining() if isinstance(budget, Budget) else None):
+    async with deadline(_left(budget)):
         return await anext(chunks, None)
 
 
-def _adapted(request: Request, served: _Served) -> Request:
+def _adapted(request: Request, served: LocalModel) -> Request:
     """Return the request as the model's card wants it."""
     # The whole history is encoded each time: the engine parses all of it anyhow, and its context bounds it.
     request = replace(request, model=served.id, encoded=None)
@@ -275,7 +305,7 @@ def _marked(message: Message, prefix: str) -> Message:
     return replace(message, parts=tuple([mark(part) for part in message.parts])) if message.role == "tool" else message
 
 
-def _body(request: Request, served: _Served) -> dict[str, Any]:
+def _body(request: Request, served: LocalModel) -> dict[str, Any]:
     """Return the chat request in the engine's own dialect."""
     body: dict[str, Any] = msgspec.json.decode(_DIALECT.encode_request(request, _CAPABILITIES, stream=False))
     del body["model"]
@@ -292,14 +322,20 @@ def _body(request: Request, served: _Served) -> dict[str, Any]:
     return body
 
 
-def _finished(finish: Finish, served: _Served) -> Finish:
+def _finished(finish: Finish, served: LocalModel) -> Finish:
     extras: dict[str, Any] = (finish.provider_metadata or {}).get("openai", {})
     metadata = {_NAME: {"timings": extras["timings"]}} if "timings" in extras else None
     return replace(finish, model=served.id, provider_metadata=metadata)
 
 
-def _provider_error(error: LocalModelError, served: _Served, partial: str) -> ProviderError:
+def _provider_error(error: LocalModelError | TimeoutError, served: LocalModel, partial: str) -> ProviderError:
+    if isinstance(error, TimeoutError):
+        return ProviderTimeoutError(
+            f"{served.id} did not answer in the time given.", provider=_NAME, model=served.id, partial=partial
+        )
     if partial:
         return StreamInterrupted(error.message, provider=_NAME, model=served.id, partial=partial, hint=error.hint)
+    if isinstance(error, OutOfMemory):
+        return NoRoom(error.message, provider=_NAME, model=served.id, status=503, hint=error.hint)
     kind = ModelNotFoundError if isinstance(error.__cause__, FileNotFoundError) else ProviderError
     return kind(error.message, provider=_NAME, model=served.id, hint=error.hint)

@@ -27,13 +27,14 @@ from windlass.core.errors import (
     UnsupportedInputError,
 )
 from windlass.core.estimate import estimate_tokens
+from windlass.core.features import FeatureOff
 from windlass.core.messages import Blob, Part, ToolResponse, Uri
 from windlass.core.request import Budget, Request
 from windlass.core.routes import RouteSettings, RouteTarget
 from windlass.local.embedded import embedded_model
 from windlass.providers.attempts import Attempts
 from windlass.providers.breaker import Breaker, BreakerLimits, BreakerState
-from windlass.providers.local import LocalProvider
+from windlass.providers.own import local_provider
 from windlass.providers.retry import RetryAllowance, Retrying
 from windlass.providers.target import Needs, Target
 
@@ -266,6 +267,13 @@ class Router:
         """Return a provider by its own name, made at first use and closed with the router. Raises as `route`."""
         return self._provider(name)
 
+    def local_plans(self) -> list[tuple[str, bool]]:
+        """Return what each model file that the configuration names will need; see `LocalProvider.plans`. Blocking."""
+        wanted = "local" in self.config.user_providers and "llm" not in self.config.off
+        made = [self._provider("local")] if wanted else []
+        made += [one for name, one in self._providers.items() if name != "local" and name.startswith("local:")]
+        return [row for provider in made for row in provider.plans()]
+
     async def close(self) -> None:
         """Close the providers' connections of the running event loop."""
         for provider in self._providers.values():
@@ -321,7 +329,11 @@ class Router:
         # Names come back in headers and logs.
         if not taken or len(name) > _LONGEST or not name.isprintable():
             raise self._unknown(name)
-        full, provider, model = self._resolved(stated, listed=False)
+        try:
+            # What stands in the configuration may name a file; who asks for just that chooses none.
+            full, provider, model = self._resolved(stated, listed=stated == self.config.default_model)
+        except FeatureOff as error:
+            raise ModelNotFoundError(error.message, model=stated, status=404) from error
         target = Target(full, provider, model, self._breakers.get(full) or Breaker(self._limits))
         return Route(full, RouteSettings((RouteTarget(full),)), _Choice(False, ((1.0, target),)), self)
 
@@ -352,15 +364,14 @@ class Router:
         name = f"local:{model}" if model else "local"
         if listed and model.endswith(".gguf"):
             if name not in self._providers:
-                self._providers[name] = LocalProvider(model, any_path=False)
+                self._providers[name] = local_provider(self.config, model, any_path=False)
             return name, self._providers[name], "default"
-        if "local" not in self._providers:
-            path = self.config.provider_settings("local").model
-            self._providers["local"] = LocalProvider(path, any_path=False)
-        return name, self._providers["local"], model
+        return name, self._provider("local"), model
 
     def _provider(self, name: str) -> Any:
-        if name not in self._providers:
+        if name not in self._providers and name == "local" and not self.any_path:
+            self._providers[name] = local_provider(self.config, any_path=False)
+        elif name not in self._providers:
             made = registry.provider(name, self.config)
             self._providers[name] = made.provider if isinstance(made, Retrying) else made
         return self._providers[name]

@@ -13,8 +13,6 @@ __all__ = ["Needs", "Target"]
 
 #: No count of tokens made here is exact: a context window counts as too small only where it is by a quarter.
 _MARGIN = 1.25
-#: What is known of the models in this process, which have no `capabilities` of their own.
-_OWN = {"local": Capabilities(vision=False, documents=False)}
 
 
 class Needs(Struct, frozen=True):
@@ -81,8 +79,6 @@ class Target:
 
 def _stated(provider: str, model: str) -> Capabilities:
     """Return what the table says of a model whose provider says nothing."""
-    if (own := _OWN.get(provider)) is not None:
-        return own
     facts = facts_of(provider, model)
     return Capabilities(
         facts.vision is not False, facts.documents is not False, facts.tools is not False, context=facts.context

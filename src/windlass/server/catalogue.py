@@ -121,7 +121,8 @@ def _configured(config: Config, router: Router) -> list[str]:
     names = [name for name in VENDORS if name not in SAME_ACCOUNT and _is_set(config, name)]
     used = [target.name for target in router.health()]
     every = dict.fromkeys([*config.user_providers, *names, *[name.partition(":")[0] for name in used]])
-    return [name for name in every if name != "local"]
+    # The built-in model alone is nothing that anybody has set up.
+    return [name for name in every if name != "local" or ("local" in config.user_providers and "llm" not in config.off)]
 
 
 def _is_set(config: Config, name: str) -> bool:

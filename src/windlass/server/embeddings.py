@@ -89,5 +89,5 @@ async def _ask(job: Job, target: Target, dialect: EmbeddingDialect, asked: Embed
 
 ENDPOINTS = (
     Endpoint("POST", "/v1/embeddings", embeddings, ingress=EMBEDDINGS, body=True,
-             summary="Turn texts into vectors (OpenAI embeddings)."),
+             summary="Turn texts into vectors (OpenAI embeddings).", feature="embeddings"),
 )  # fmt: skip

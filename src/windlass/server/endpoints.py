@@ -24,8 +24,8 @@ class Endpoint(Struct, frozen=True):
     """One row. `path` may hold `{name}` for one segment. `ingress` says in which shape its errors are told.
 
     `straight` begins to answer without a task where that can be, and gives None where it cannot. `body` says whether a
-    JSON body is read. `summary` is for the OpenAPI document, as is what `windlass.server.schemas`
-    says of the row; a row that it does not know is documented from what is here.
+    JSON body is read. `feature` is what `[features]` may switch it off by. `summary` is for the OpenAPI document, as is
+    what `windlass.server.schemas` says of the row; a row that it does not know is documented from what is here.
     """
 
     method: str
@@ -36,6 +36,7 @@ class Endpoint(Struct, frozen=True):
     body: bool = False
     summary: str = ""
     straight: Callable[[Any, Call, Callable[[Any], None]], Any] | None = None
+    feature: str = ""
 
 
 def not_found(path: str) -> RequestRefused:
@@ -44,14 +45,16 @@ def not_found(path: str) -> RequestRefused:
 
 
 class Routes:
-    """Find the endpoint of a request: exact paths first, then those with parameters."""
+    """Find the endpoint of a request: exact paths first, then those with parameters. `off`: what is switched off."""
 
-    def __init__(self, endpoints: Iterable[Endpoint]) -> None:
-        self.endpoints = tuple(endpoints)
+    def __init__(self, endpoints: Iterable[Endpoint], off: Iterable[str] = ()) -> None:
+        every, gone = tuple(endpoints), frozenset(off)
+        #: Those that answer; what is switched off is found too, so that who may ask can be told.
+        self.endpoints = tuple([each for each in every if each.feature not in gone])
         self._exact: dict[tuple[str, str], Endpoint] = {}
         self._patterns: list[tuple[re.Pattern[str], Endpoint]] = []
         self._methods: dict[str, set[str]] = {}
-        for endpoint in self.endpoints:
+        for endpoint in every:
             self._methods.setdefault(endpoint.path, set()).add(endpoint.method)
             if "{" in endpoint.path:
                 pattern = "".join(

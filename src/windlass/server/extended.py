@@ -24,6 +24,7 @@ from windlass.server.http import Call
 from windlass.server.ingress import CHAT
 from windlass.server.job import Job, job_for
 from windlass.server.loops import run_loop
+from windlass.server.refusals import switched_off
 from windlass.server.server_tools import FALLBACK, NAMES, prompt_tools, run_tool
 from windlass.server.sessions import Turn, tenant_of
 
@@ -37,6 +38,8 @@ async def serve_extended(gateway: Any, call: Call, fields: Fields) -> bool:
     asked = read(fields, gateway.config)
     if asked is None:
         return False
+    if "agents" in gateway.config.off and (asked.loop is not None or asked.session_id):
+        raise switched_off("agents", "session_id" if asked.loop is None else "loop_mode")
     job = job_for(
         gateway, call, CHAT, model=asked.model, stream=asked.stream, fields=fields, translated=asked.decoded
     )  # fmt: skip

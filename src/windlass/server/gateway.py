@@ -28,6 +28,7 @@ from windlass.server.http import Call
 from windlass.server.ingress import CHAT, Ingress
 from windlass.server.job import Job
 from windlass.server.probe import OllamaProbe
+from windlass.server.refusals import switched_off
 from windlass.server.sessions import Sessions
 from windlass.server.settings import ServerSettings
 from windlass.server.stats import Stats
@@ -53,7 +54,8 @@ class Gateway:
         admin_token: str = "",
     ) -> None:
         self.settings, self.config, self.router, self.accounts = settings, config, router, accounts
-        self.routes = Routes(endpoints)
+        self._endpoints = endpoints
+        self.routes = Routes(endpoints, config.off)
         self.door = Door(settings, accounts, admin_token)
         self.stats = Stats(lambda name: name in self._own_names)
         self.admin_token = admin_token
@@ -85,6 +87,7 @@ class Gateway:
         before, self.router = self.router, router
         self.limits.clear()
         self.settings, self.config = settings, config
+        self.routes = Routes(self._endpoints, config.off)
         self.sessions.settings = settings
         self.door = Door(settings, self.accounts, self.admin_token)
         self.cache = self._cache if settings.cache_ttl > 0 else None
@@ -128,6 +131,8 @@ class Gateway:
         else:
             endpoint = call.endpoint = self.routes.find(call)
             identity = call.identity = self.door.check(call, endpoint)
+            if endpoint.feature in self.config.off:
+                raise switched_off(endpoint.feature)
             if identity.expires is None:
                 memo[:] = (self.door, self.accounts.version, endpoint, identity, call.params)
         return self.settings.max_body_bytes if call.endpoint.body else 0

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from windlass.core.errors import RequestRefused
+from windlass.core.features import FeatureOff
 
-__all__ = ["late", "malformed", "overloaded", "stopping", "too_large"]
+__all__ = ["late", "malformed", "overloaded", "stopping", "switched_off", "too_large"]
 
 
 def malformed(text: str) -> RequestRefused:
@@ -20,6 +21,12 @@ def late(what: str) -> RequestRefused:
 def too_large(limit: int) -> RequestRefused:
     """Return the refusal of a body above `limit` bytes."""
     return RequestRefused(413, f"The request's body is larger than {limit} bytes.", reason="request_too_large")
+
+
+def switched_off(feature: str, param: str | None = None) -> RequestRefused:
+    """Return the refusal of a route that `[features]` switches off, or of a request that needs such a part."""
+    said = FeatureOff(feature, "").message
+    return RequestRefused(404 if param is None else 400, said, reason="feature_off", param=param)
 
 
 def overloaded(text: str) -> RequestRefused:

@@ -115,7 +115,7 @@ async def delete(gateway: Gateway, call: Call) -> None:
 
 
 ENDPOINTS = (
-    Endpoint("GET", "/v1/sessions", sessions, access="admin", summary="List kept conversations."),
-    Endpoint("GET", "/v1/sessions/{session}", session, summary="Read a kept conversation."),
-    Endpoint("DELETE", "/v1/sessions/{session}", delete, summary="Delete a kept conversation."),
+    Endpoint("GET", "/v1/sessions", sessions, access="admin", summary="List kept conversations.", feature="agents"),
+    Endpoint("GET", "/v1/sessions/{session}", session, summary="Read a kept conversation.", feature="agents"),
+    Endpoint("DELETE", "/v1/sessions/{session}", delete, summary="Delete a kept conversation.", feature="agents"),
 )

@@ -220,10 +220,10 @@ async def get_file(gateway: Gateway, call: Call) -> None:
 
 _PATH = "/windlass/v1/store"
 ENDPOINTS = (
-    Endpoint("POST", f"{_PATH}/append", append, body=True, summary="Append rows to a ledger."),
-    Endpoint("POST", f"{_PATH}/read", read, body=True, summary="Read rows of a ledger."),
-    Endpoint("POST", f"{_PATH}/list", listing, "admin", body=True, summary="List ledgers."),
-    Endpoint("POST", f"{_PATH}/delete", delete, body=True, summary="Delete a ledger."),
-    Endpoint("POST", f"{_PATH}/blobs/put", put_file, body=True, summary="Keep a content of a file."),
-    Endpoint("POST", f"{_PATH}/blobs/get", get_file, body=True, summary="Read a content of a file."),
+    Endpoint("POST", f"{_PATH}/append", append, body=True, summary="Append rows to a ledger.", feature="agents"),
+    Endpoint("POST", f"{_PATH}/read", read, body=True, summary="Read rows of a ledger.", feature="agents"),
+    Endpoint("POST", f"{_PATH}/list", listing, "admin", body=True, summary="List ledgers.", feature="agents"),
+    Endpoint("POST", f"{_PATH}/delete", delete, body=True, summary="Delete a ledger.", feature="agents"),
+    Endpoint("POST", f"{_PATH}/blobs/put", put_file, body=True, summary="Keep a content of a file.", feature="agents"),
+    Endpoint("POST", f"{_PATH}/blobs/get", get_file, body=True, summary="Read a content of a file.", feature="agents"),
 )

@@ -15,10 +15,14 @@ from windlass.training.describe import describe
 from windlass.training.distributed import joined
 from windlass.training.documents import ChatFormat
 from windlass.training.errors import CheckpointError, TrainingError
+from windlass.training.export import export_gguf, export_hf
 from windlass.training.files import DataError, InvalidFormat, PayloadTooLarge, UnsupportedVersion
+from windlass.training.finetune import Base, load_base
 from windlass.training.ingest import open_source
+from windlass.training.lora import LoraConfig, add_lora, merge_lora, unmerge_lora
+from windlass.training.lora_files import export_lora, load_lora, save_lora
 from windlass.training.progress import Progress
-from windlass.training.release import export_checkpoint
+from windlass.training.release import export_adapter, export_checkpoint
 from windlass.training.sources import TextSource, TokenSource
 from windlass.training.tokenbin import TokenBin, TokenBinWriter, read_tokens, write_tokens
 from windlass.training.tokenizer import Tokenizer
@@ -29,12 +33,14 @@ from windlass.training.wdbx_write import WdbxWriter, token_blocks, tokenbin_to_w
 
 __all__ = [
     "AbiCheckpoint",
+    "Base",
     "Batch",
     "ChatFormat",
     "CheckpointError",
     "DataError",
     "InvalidFormat",
     "LlmCheckpoint",
+    "LoraConfig",
     "PayloadTooLarge",
     "Place",
     "Progress",
@@ -56,18 +62,28 @@ __all__ = [
     "abi_shapes",
     "abi_to_checkpoint",
     "abi_to_safetensors",
+    "add_lora",
     "config_of",
     "convert_embeddings",
     "describe",
     "draw",
+    "export_adapter",
     "export_checkpoint",
+    "export_gguf",
+    "export_hf",
+    "export_lora",
     "joined",
+    "load_base",
+    "load_lora",
+    "merge_lora",
     "open_source",
     "read_abi",
     "read_embeddings",
     "read_tokens",
+    "save_lora",
     "token_blocks",
     "tokenbin_to_wdbx",
+    "unmerge_lora",
     "wdbx_to_tokenbin",
     "write_abi",
     "write_embeddings",

@@ -84,7 +84,7 @@ class Checkpoint(Struct, frozen=True):
     optimiser: dict[str, Tensor]
 
 
-def find(path: str | Path) -> Path:
+def find(path: str | os.PathLike[str]) -> Path:
     """Return the checkpoint that `path` is, or the newest in it. Raises CheckpointError when there is none."""
     folder = Path(path).expanduser()
     if (folder / STATE).is_file():
@@ -106,7 +106,7 @@ def read_state(path: Path) -> State:
     return _document(path)[0]
 
 
-def config_of(path: str | Path, changes: Mapping[str, Any] | None = None) -> TrainConfig:
+def config_of(path: str | os.PathLike[str], changes: Mapping[str, Any] | None = None) -> TrainConfig:
     """Return the options of the run that wrote a checkpoint, some of them replaced. Raises CheckpointError."""
     return msgspec.structs.replace(read_state(find(path)).config, **(changes or {}))
 
@@ -137,7 +137,9 @@ def _document(path: Path) -> tuple[State, dict[str, _File]]:
     try:
         document = msgspec.json.decode(file.read_bytes(), type=_Document)
         if document.schema > SCHEMA:
-            raise CheckpointError(f"{file} has schema {document.schema}, newer than {SCHEMA}.", hint="Upgrade windlass.")
+            raise CheckpointError(
+                f"{file} has schema {document.schema}, newer than {SCHEMA}.", hint="Upgrade windlass."
+            )
         if _seal(document.files, document.state) != document.sha256:
             raise CheckpointError(f"{file} is not what was written.", path=str(path))
         if not {MODEL, OPTIMISER} <= set(document.files) or any(Path(name).name != name for name in document.files):
@@ -261,7 +263,7 @@ class Folder:
         return target
 
     def _put(self, made: Path, target: Path) -> None:
-        """Rename; a checkpoint of this step from a run before goes aside first and comes back if that is all there is."""
+        """Rename; an older checkpoint of this step goes aside first, and comes back if that is all there is."""
         aside = self.path / f".old-{target.name}"
         if target.exists():
             target.rename(aside)

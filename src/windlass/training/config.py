@@ -9,12 +9,14 @@ from msgspec import Struct
 
 from windlass.core.errors import ConfigError
 
-__all__ = ["Optimizer", "Parallel", "Precision", "Schedule", "TrainConfig"]
+__all__ = ["SHAPE", "Optimizer", "Parallel", "Precision", "Schedule", "TrainConfig"]
 
 Optimizer: TypeAlias = Literal["sgd", "adam", "adamw", "muon"]
 Schedule: TypeAlias = Literal["constant", "cosine", "warmup_cosine", "step", "polynomial"]
 Precision: TypeAlias = Literal["fp32", "bf16", "fp16"]
 Parallel: TypeAlias = Literal["ddp", "fsdp"]
+#: What `TrainConfig.shape` may say.
+SHAPE: Final = ("vocab_size", "width", "layers", "heads", "kv_heads", "feed_forward", "context")
 _CHOICES: Final = {"optimizer": Optimizer, "schedule": Schedule, "precision": Precision, "parallel": Parallel}
 _AT_LEAST: Final = {
     "epochs": 1, "batch_size": 1, "sample_count": 1, "model_size": 64, "grad_accum": 1, "warmup_steps": 0,
@@ -28,16 +30,20 @@ class TrainConfig(Struct, frozen=True, kw_only=True):
     """Options of a training run.
 
     `data` is a file or folder (tokens `.bin`, WDBX, JSONL, text) or None: then a small network of about `model_size`
-    parameters learns a named generated task of `sample_count` rows. One step reads `batch_size` rows of `seq_len`
-    tokens `grad_accum` times. It ends after `epochs`, after `max_steps` (0: no limit), or when the evaluation loss has
-    not fallen by `early_stopping_threshold` in `early_stopping_patience` evaluations (0: never).
+    parameters learns a named generated task of `sample_count` rows, unless `recipe` names data and model. Text is read
+    with the `tokenizer` (a tokenizer.json), or one that is learned from it. A new llama has the sizes in `shape` (names
+    of `LlamaConfig`), else about `model_size` parameters where that is not 512, else 4 million. One step reads
+    `batch_size` rows of `seq_len` tokens `grad_accum` times. It ends after `epochs`, after `max_steps` (0: no limit),
+    or when the loss on `eval_data`, measured every `eval_interval` steps (0: after each epoch), has not fallen by
+    `early_stopping_threshold` in `early_stopping_patience` evaluations (0: never).
 
     `base` is a model to go on with, a GGUF file or a folder with safetensors; with a `lora_rank` above 0 it stays as it
     is and adapters of that rank learn, scaled by `lora_alpha / lora_rank`, beside the matrices `lora_targets` (empty:
     all of a layer's; names of GGUF such as attn_q).
 
-    `lr` rises over `warmup_steps` (schedule warmup_cosine) and falls to `min_lr` over `decay_steps` steps; `step`
-    multiplies by 0.1 every `decay_steps`, `polynomial` has power 0.9. `gradient_clip` bounds the gradient's norm (0:
+    `lr` rises over `warmup_steps` (schedule warmup_cosine) and reaches `min_lr` at step `decay_steps`, where it stays;
+    `step` multiplies by 0.1 every `decay_steps`, `polynomial` has power 0.9 (see `learning_rate`). `momentum` is sgd's;
+    muon has 0.95. `gradient_clip` bounds the gradient's norm (0:
     no bound). Under torchrun each process reads `batch_size` rows per pass, and `parallel` says whether it holds the
     whole model (ddp) or a part of it (fsdp). `precision` is that of the products; weights and optimiser stay in fp32.
     A checkpoint is written to `checkpoint_path` every `checkpoint_interval` steps (0: only at the end, and only if a
@@ -104,6 +110,8 @@ class TrainConfig(Struct, frozen=True, kw_only=True):
         for name in ("momentum", "beta1", "beta2", "label_smoothing"):
             if not 0 <= getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be at least 0 and below 1.")
+        if unknown := set(self.shape) - set(SHAPE):
+            raise ConfigError(f"shape has {', '.join(sorted(unknown))}.", hint=f"It may have {', '.join(SHAPE)}.")
         if self.epsilon <= 0 or not math.isfinite(self.epsilon):
             raise ConfigError(f"epsilon is {self.epsilon}; it must be above 0.")
         if self.min_lr > self.lr:

@@ -116,7 +116,9 @@ def _layout(curves: Sequence[Curve], title: str) -> tuple[list[_Line], list[_Tex
         for number, curve in reversed(own):
             colour = _COLOURS[number % len(_COLOURS)]
             places = [_place(point, box, (min(steps), max(steps)), span) for point in _thinned(curve.points)]
-            lines.append(_Line(places if len(places) > 1 else [places[0], (places[0][0] + 3, places[0][1])], colour, 1.8))
+            lines.append(
+                _Line(places if len(places) > 1 else [places[0], (places[0][0] + 3, places[0][1])], colour, 1.8)
+            )
             texts.append(_Text(right, top - 9, curve.name, "end", colour))
             right -= 8.0 * len(curve.name) + 24
         top += tall + _GAP
@@ -146,7 +148,10 @@ def _panel(
 
 
 def _place(
-    point: tuple[float, float], box: tuple[float, float, float, float], steps: tuple[float, float], span: tuple[float, float]
+    point: tuple[float, float],
+    box: tuple[float, float, float, float],
+    steps: tuple[float, float],
+    span: tuple[float, float],
 ) -> tuple[float, float]:
     left, top, right, bottom = box
     along = (point[0] - steps[0]) / ((steps[1] - steps[0]) or 1.0)
@@ -208,11 +213,11 @@ def to_svg(curves: Sequence[Curve], title: str = "") -> str:
             f'<polyline points="{points}" fill="none" stroke="rgb{line.colour}" stroke-width="{line.width}" '
             'stroke-linejoin="round"/>'
         )
-    for text in texts:
-        parts.append(
-            f'<text x="{text.x:.1f}" y="{text.y:.1f}" text-anchor="{text.anchor}" fill="rgb{text.colour}">'
-            f"{escape(text.text)}</text>"
-        )
+    parts += [
+        f'<text x="{text.x:.1f}" y="{text.y:.1f}" text-anchor="{text.anchor}" fill="rgb{text.colour}">'
+        f"{escape(text.text)}</text>"
+        for text in texts
+    ]
     return "\n".join([*parts, "</svg>", ""])
 
 
@@ -231,7 +236,10 @@ def to_png(curves: Sequence[Curve], title: str = "") -> bytes:
     head = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     chunks = [(b"IHDR", head), (b"IDAT", zlib.compress(rows, 9)), (b"IEND", b"")]
     return b"\x89PNG\r\n\x1a\n" + b"".join(
-        [struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in chunks]
+        [
+            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+            for kind, data in chunks
+        ]
     )
 
 

@@ -67,7 +67,7 @@ def adapt(model: torch.nn.Module, config: TrainConfig) -> None:
     if not isinstance(model, Llama):
         raise ConfigError("lora_rank is for llama models.")
     sizes = {"rank": config.lora_rank, "alpha": config.lora_alpha, "dropout": config.lora_dropout}
-    lora = LoraConfig(**sizes, **({"targets": config.lora_targets} if config.lora_targets else {}))
+    lora = LoraConfig(**sizes, **({"targets": tuple(config.lora_targets)} if config.lora_targets else {}))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         add_lora(model, lora)

@@ -1,4 +1,4 @@
-"""What a run leaves in `log_dir`: its events as JSON lines, and for those who use them TensorBoard's and W&B's files."""
+"""What a run leaves in `log_dir`: its events as JSON lines, and where asked TensorBoard's and W&B's files."""
 
 from __future__ import annotations
 

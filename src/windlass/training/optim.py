@@ -67,12 +67,13 @@ class Muon(torch.optim.Optimizer):
             if not self.state[weight]:
                 self.state[weight]["momentum_buffer"] = torch.zeros_like(weight)
         buffers = [self.state[weight]["momentum_buffer"] for weight in weights]
-        torch._foreach_lerp_(buffers, grads, 1 - momentum)
+        calls: Any = torch  # torch's own optimisers use these too: one call for many tensors
+        calls._foreach_lerp_(buffers, grads, 1 - momentum)
         # Nesterov: the step is taken from where the momentum leads.
-        ahead = torch.stack(torch._foreach_lerp(grads, buffers, momentum))
+        ahead = torch.stack(calls._foreach_lerp(grads, buffers, momentum))
         turned = orthogonal(ahead).to(weights[0].dtype).unbind()
-        torch._foreach_mul_(weights, 1 - lr * decay)
-        torch._foreach_add_(weights, list(turned), alpha=-lr * 0.2 * math.sqrt(max(weights[0].shape)))
+        calls._foreach_mul_(weights, 1 - lr * decay)
+        calls._foreach_add_(weights, list(turned), alpha=-lr * 0.2 * math.sqrt(max(weights[0].shape)))
 
 
 def make_optimizer(model: nn.Module, config: TrainConfig) -> list[torch.optim.Optimizer]:

@@ -30,6 +30,11 @@ _HELD_OUT: Final = 128
 _TOKENS: Final = (".bin", ".wdbx")
 #: Tokens to learn, and characters of text to learn them from, when there is no tokenizer.
 _VOCABULARY, _ENOUGH = 1024, 16_000_000
+#: What `ChatFormat` writes, as the engine is to write it.
+_CHATML: Final = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
 
 
 class Parts(NamedTuple):
@@ -100,13 +105,15 @@ def _learned(data: str, vocab_size: int) -> Tokenizer:
             if read > _ENOUGH:
                 return
 
-    return Tokenizer.train(texts(), vocab_size, special=(END, "<|im_start|>", "<|im_end|>"))
+    special = (END, "<|im_start|>", "<|im_end|>")
+    return Tokenizer.train(texts(), vocab_size, special=special, chat_template=_CHATML)
 
 
 def _shape(config: TrainConfig, source: Source) -> LlamaConfig:
     vocab = config.shape.get("vocab_size", source.vocab_size)
     if config.shape or config.model_size == _USUAL_SIZE:
-        return LlamaConfig(**{"context": max(config.seq_len, 256), **config.shape, "vocab_size": vocab})
+        sizes: dict[str, Any] = {"context": max(config.seq_len, 256), **config.shape, "vocab_size": vocab}
+        return LlamaConfig(**sizes)
     return shape_of(config.model_size, vocab, max(config.seq_len, 256))
 
 

@@ -64,9 +64,8 @@ class Progress:
         self._shown = now
         known = self.total >= event.step > 0 and self.total
         count = f"{event.step}/{self.total}" if known else str(event.step)
-        text = f"step {count}, {rate:,.0f} tokens/s, loss {metrics.get('loss', 0.0):.4f}{self._eval}"
-        if known and self._first[0] != event.step and not last:
-            text += f", {duration(left)} left"
+        soon = f", {duration(left)} left" if known and self._first[0] != event.step and not last else ""
+        text = f"step {count}{soon}, loss {metrics.get('loss', 0.0):.4f}{self._eval}, {rate:,.0f} tokens/s"
         self._draw(text, event.step / self.total if known else None)
 
     def _draw(self, text: str, share: float | None) -> None:

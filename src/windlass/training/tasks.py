@@ -27,8 +27,8 @@ class Counting:
     is log(3) / 12, 0.09 nats, and the loss of one who knows nothing log(11), 2.4.
     """
 
-    vocab_size: Final = _BASE + 1
-    name: Final = "counting up by 1, 2 or 3, modulo 10"
+    vocab_size = _BASE + 1
+    name = "counting up by 1, 2 or 3, modulo 10"
 
     def __init__(self, rows: int, seed: int = 0, offset: int = 0) -> None:
         self._rows, self._seed, self._offset = rows, seed, offset

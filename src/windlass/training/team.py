@@ -28,11 +28,11 @@ class Alone:
         """Return the module that is called in a step, so that its gradients are averaged over the team."""
         return objective
 
-    def accumulate(self, objective: nn.Module, *, last: bool) -> AbstractContextManager[object]:
+    def accumulate(self, objective: nn.Module, *, last: bool) -> AbstractContextManager[object]:  # noqa: ARG002 - for those who override it
         """Hold the exchange of gradients until the last pass of a step."""
         return contextlib.nullcontext()
 
-    def total(self, numbers: list[float], device: torch.device) -> list[float]:
+    def total(self, numbers: list[float], device: torch.device) -> list[float]:  # noqa: ARG002
         """Return the sums of `numbers` over all processes."""
         return numbers
 
@@ -44,11 +44,11 @@ class Alone:
         """Return whole tensors for a checkpoint; every process calls it, rank 0 uses what it returns."""
         return tensors
 
-    def share(self, tensors: dict[str, Tensor], like: dict[str, Tensor]) -> dict[str, Tensor]:
+    def share(self, tensors: dict[str, Tensor], like: dict[str, Tensor]) -> dict[str, Tensor]:  # noqa: ARG002
         """Return this process's parts of whole tensors, laid out as those of `like`."""
         return tensors
 
-    def agree(self, stop: bool, device: torch.device) -> bool:
+    def agree(self, stop: bool, device: torch.device) -> bool:  # noqa: ARG002
         """Tell whether any process wants to stop."""
         return stop
 

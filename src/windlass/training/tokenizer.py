@@ -173,7 +173,7 @@ class Tokenizer:
         return [by_id[number] for number in range(len(by_id))]
 
     def gguf_metadata(self) -> dict[str, Any]:
-        """Return the `tokenizer.*` keys of a GGUF file. Raises ConfigError for a tokenizer of another kind than ours."""
+        """Return the `tokenizer.*` keys of a GGUF file. Raises ConfigError for tokenizers of another kind than ours."""
         inside: dict[str, Any] = msgspec.json.decode(self.backend.to_str())
         before: dict[str, Any] = inside.get("pre_tokenizer") or {}
         model: dict[str, Any] = inside["model"]

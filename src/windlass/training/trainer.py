@@ -192,7 +192,7 @@ class Trainer:
             usage=Usage(input_tokens=now.tokens),
             turns=now.step,
             error=error.to_dict() if error else None,
-            output={"reason": reason, "step": now.step, "epoch": now.place.epoch, "tokens": now.tokens, **now.metrics},
+            output={**now.metrics, "reason": reason, "step": now.step, "epoch": now.place.epoch, "tokens": now.tokens},
         )
 
     def _train(self) -> Generator[Event, None, Reason]:
@@ -353,9 +353,7 @@ class Trainer:
         if state.scale is not None and self.config.precision == "fp16":
             kept: dict[str, Any] = self.updates.scaler.state_dict()
             self.updates.scaler.load_state_dict({**kept, "scale": state.scale, "_growth_tracker": state.growth})
-        self._now = _Progress(
-            state.step, state.place, state.tokens, state.best, state.waited, dict(state.metrics)
-        )
+        self._now = _Progress(state.step, state.place, state.tokens, state.best, state.waited, dict(state.metrics))
         self._saved = state.step
         self._notes += self._differences(state)
 
@@ -395,13 +393,13 @@ class Trainer:
 
 @contextlib.contextmanager
 def _interrupts(stop: Callable[[], None]) -> Generator[None]:
-    """Let the first Ctrl-C stop a run in an orderly way, if we are asked in the main thread and nobody else wants it."""
+    """Let the first Ctrl-C stop a run in an orderly way, if this is the main thread and nobody else wants it."""
     ours = threading.current_thread() is threading.main_thread()
     if not ours or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
         yield
         return
 
-    def once(number: int, frame: Any) -> None:
+    def once(_number: int, _frame: Any) -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
         stop()
 

@@ -1,4 +1,4 @@
-"""One update of the weights: passes over a few batches, gradients, clipping, the optimiser; and the same for reading."""
+"""One update of the weights: passes over a few batches, gradients, clipping, the optimiser."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ class Updates:
 
 
 def device_of(name: str) -> torch.device:
-    """Return the device of a name; `auto`: the first GPU, else the CPU. Raises ConfigError for one that is not there."""
+    """Return the device of a name; `auto`: the first GPU, else the CPU. Raises ConfigError if it is not there."""
     try:
         device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
         torch.empty(0, device=device)

@@ -6,7 +6,7 @@ import argparse
 import importlib
 import sys
 
-from windlass.apps.cli import COMMANDS
+from windlass.apps.cli import COMMANDS, GATES, switched_off
 from windlass.apps.cli.common import OK, Parser
 
 __all__ = ["main", "parser_of", "script"]
@@ -32,12 +32,11 @@ def parser_of(command: str) -> Parser:
 
 def script(shell: str) -> str:
     """Return the script of a shell."""
-    words = {name: _words(parser_of(name)) for name in COMMANDS}
+    off = switched_off()
+    shown = {name: line for name, (_, line) in COMMANDS.items() if GATES.get((name,)) not in off}
+    words = {name: _words(parser_of(name)) for name in shown}
     if shell == "fish":
-        lines = [
-            f"complete -c windlass -n __fish_use_subcommand -a {name} -d '{line}'"
-            for name, (_, line) in COMMANDS.items()
-        ]
+        lines = [f"complete -c windlass -n __fish_use_subcommand -a {name} -d '{line}'" for name, line in shown.items()]
         lines += [
             f"complete -c windlass -n '__fish_seen_subcommand_from {name}' -a '{' '.join(found)}'"
             for name, found in words.items()
@@ -48,7 +47,7 @@ def script(shell: str) -> str:
     body = f"""_windlass() {{
     local word="${{COMP_WORDS[COMP_CWORD]}}" words=""
     if [ "$COMP_CWORD" -eq 1 ]; then
-        COMPREPLY=($(compgen -W "{" ".join(COMMANDS)}" -- "$word"))
+        COMPREPLY=($(compgen -W "{" ".join(shown)}" -- "$word"))
         return
     fi
     case "${{COMP_WORDS[1]}}" in

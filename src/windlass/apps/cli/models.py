@@ -15,8 +15,8 @@ from windlass.providers.vendors import VENDORS, vendor_of
 
 __all__ = ["main", "parser"]
 
-#: The models of the providers in this process, which nobody needs to be asked for.
-_OWN = {"local": "tiny-0", "echo": "echo"}
+#: The models of a provider in this process, which nobody needs to be asked for.
+_OWN = {"echo": "echo"}
 
 
 def main(name: str, args: list[str]) -> int:
@@ -43,11 +43,12 @@ def parser(name: str) -> Parser:
 
 
 def _providers(config: Config) -> list[dict[str, object]]:
+    own = config.provider_settings("local").model or "tiny-0 (built in, a demonstration)"
     rows: list[dict[str, object]] = [
-        {"provider": "local", "ready": True, "key": "", "default_model": "tiny-0 (built in, a demonstration)"},
+        *([] if "llm" in config.off else [{"provider": "local", "ready": True, "key": "", "default_model": own}]),
         {"provider": "echo", "ready": True, "key": "", "default_model": "echo (repeats the input)"},
     ]
-    for name in [*VENDORS, *[name for name in config.user_providers if name not in VENDORS]]:
+    for name in [*VENDORS, *[name for name in config.user_providers if name not in (*VENDORS, "local")]]:
         settings = config.provider_settings(name)
         vendor = vendor_of(settings)
         key = next((n for n in settings.key_names if not n.startswith("WINDLASS_")), settings.key_names[0])
@@ -62,8 +63,9 @@ async def _offered(name: str, config: Config, as_json: bool) -> int:
     try:
         models: list[str] = await listed() if listed is not None else [_OWN.get(name, "")]
         for model in filter(None, models):
-            facts = facts_of(name, model)
-            row = {"model": model, "context": facts.context, "input_price": facts.prices.input}
+            facts, able = facts_of(name, model), getattr(provider, "capabilities", None)
+            context = facts.context or (able(model).context if able is not None else None)
+            row = {"model": model, "context": context, "input_price": facts.prices.input}
             sys.stdout.write((json.dumps(row).decode() if as_json else strip_escapes(model)) + "\n")
     finally:
         closing = provider.close() if hasattr(provider, "close") else None

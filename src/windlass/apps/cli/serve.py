@@ -16,6 +16,7 @@ from windlass.core import clock
 from windlass.core.config import Config
 from windlass.core.config_files import default_files
 from windlass.core.errors import ConfigError
+from windlass.core.threads import run_in_thread
 from windlass.providers.route import Router
 from windlass.server.gateway import Gateway
 from windlass.server.log import logging_to
@@ -77,9 +78,13 @@ async def _serve(options: argparse.Namespace) -> int:
     config = read()
     settings = _settings(config, options)
     log.setLevel(logging.DEBUG if settings.debug else logging.INFO)
+    # What a model needs is told when it is loaded.
+    logging.getLogger("windlass.local").setLevel(logging.INFO)
     async with AsyncExitStack() as stack:
         stack.enter_context(logging_to(settings.log))
         gateway = await open_gateway(config, settings, stack)
+        for text, fits in await run_in_thread(gateway.router.local_plans):
+            log.log(logging.INFO if fits else logging.WARNING, "%s", text)
         sock = listen(settings.host, settings.port)
         port = sock.getsockname()[1]
 

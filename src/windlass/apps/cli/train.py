@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import os
 import signal
 import sys
 from types import FrameType
@@ -13,14 +15,13 @@ from windlass.apps.cli.common import INTERRUPTED, OK, Parser, plain, say
 from windlass.core import json
 from windlass.core.events import RunFinished, encode_event
 from windlass.core.text import strip_escapes
-from windlass.training.config import Optimizer, Parallel, Schedule, TrainConfig
-from windlass.training.recipes import RECIPES
+from windlass.training.config import SHAPE, Optimizer, Parallel, Schedule, TrainConfig
+from windlass.training.recipes import RECIPES, with_defaults
 
 __all__ = ["main", "parser"]
 
-_SHAPE = ("vocab_size", "width", "layers", "heads", "kv_heads", "feed_forward", "context")
 #: Options that say how a run is shown, not what it is.
-_NOT_CONFIG = ("verb", "json", "quiet", "path", *_SHAPE)
+_NOT_CONFIG = ("verb", "json", "quiet", "path", *SHAPE)
 
 
 def main(name: str, args: list[str]) -> int:
@@ -61,6 +62,8 @@ def parser(name: str) -> Parser:
     export.add_argument("file", metavar="FILE", help="the file to write")
     export.add_argument("--dtype", choices=("f32", "f16", "bf16", "q8_0", "q4_0"), default="f16",
                         help="type of the matrices (default: f16)")  # fmt: skip
+    export.add_argument("--adapter", action="store_true",
+                        help="the adapters alone: FILE.gguf for the engine, else a folder as PEFT has it")  # fmt: skip
     verbs.add_parser("help", help="this text", description="Help: the same as --help.")
     return parser
 
@@ -73,9 +76,16 @@ def _data_options(parser: argparse.ArgumentParser) -> None:
     add("--tokenizer", metavar="PATH", help="a tokenizer.json (text without one: it is learned)")
     add("--base", metavar="PATH", help="go on with this model: a GGUF file or a folder with safetensors")
     add("--lora-rank", type=int, metavar="N", help="train adapters of this rank beside the base, not the base")
+    add("--lora-alpha", type=float, metavar="X", help="adapters are scaled by this over their rank (16)")
+    add("--lora-dropout", type=float, metavar="X", help="share of its inputs that an adapter does not see (0)")
+    add("--lora-targets", type=_names, metavar="NAMES", help="matrices with adapters: attn_q,attn_v ... (all)")
     add("--seq-len", type=int, metavar="N", help="tokens of a row (512)")
     add("--sample-count", type=int, metavar="N", help="rows of the generated task (1024)")
     add("--seed", type=int, metavar="N", help="decides weights, order of rows, all else that is random (0)")
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple([name for name in text.split(",") if name])
 
 
 def _learning_options(parser: argparse.ArgumentParser) -> None:
@@ -107,7 +117,7 @@ def _learning_options(parser: argparse.ArgumentParser) -> None:
 def _model_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("the model").add_argument
     add("--model-size", type=int, metavar="N", help="about this many parameters (without data: 512)")
-    for name in _SHAPE:
+    for name in SHAPE:
         add(f"--{name.replace('_', '-')}", type=int, metavar="N", help=f"{name.replace('_', ' ')} of the llama")
 
 
@@ -131,36 +141,39 @@ def _output_options(parser: argparse.ArgumentParser) -> None:
 def _config(options: argparse.Namespace) -> TrainConfig:
     """Return the options of a run; what was not said has the default. Raises ConfigError."""
     said = _said(options)
-    shape = {name: value for name in _SHAPE if (value := getattr(options, name)) is not None}
+    shape = {name: value for name in SHAPE if (value := getattr(options, name)) is not None}
     if "lr" in said and "min_lr" not in said:
         said["min_lr"] = min(TrainConfig().min_lr, said["lr"])
-    return TrainConfig(**said, shape=shape)
+    return TrainConfig(**with_defaults(said), shape=shape)
 
 
 def _said(options: argparse.Namespace) -> dict[str, Any]:
-    return {
-        name: value for name, value in vars(options).items() if name not in _NOT_CONFIG and value is not None
-    }
+    return {name: value for name, value in vars(options).items() if name not in _NOT_CONFIG and value is not None}
 
 
 def _run(options: argparse.Namespace) -> int:
     config = _config(options)
-    with training.joined(config) as team:
-        return _train(training.Trainer(config, team=team), options, team.rank == 0)
+    with _team(config) as team:
+        return _train(training.Trainer(config, team=team), options)
 
 
 def _resume(options: argparse.Namespace) -> int:
     changes = _said(options)
-    with training.joined(training.config_of(options.path, changes)) as team:
-        trainer = training.Trainer.load(options.path, changes=changes, team=team)
-        return _train(trainer, options, team.rank == 0)
+    with _team(training.config_of(options.path, changes)) as team:
+        return _train(training.Trainer.load(options.path, changes=changes, team=team), options)
 
 
-def _train(trainer: training.Trainer, options: argparse.Namespace, lead: bool) -> int:
+def _team(config: TrainConfig) -> contextlib.AbstractContextManager[Any]:
+    """Join the processes that torchrun started; alone, what they need is not loaded."""
+    return training.joined(config) if "WORLD_SIZE" in os.environ else contextlib.nullcontext()
+
+
+def _train(trainer: training.Trainer, options: argparse.Namespace) -> int:
+    lead = trainer.team.rank == 0
     if lead and not options.json and not options.quiet:
         trainer.sinks.append(training.Progress(trainer.total_steps))
 
-    def end(number: int, frame: FrameType | None) -> None:
+    def end(_number: int, _frame: FrameType | None) -> None:
         trainer.stop()
 
     # Whoever ends a job on a cluster sends this first: the step is finished and saved.
@@ -210,5 +223,9 @@ def _short(value: Any) -> str:
 
 
 def _export(options: argparse.Namespace) -> int:
-    sys.stdout.write(f"{training.export_checkpoint(options.path, options.file, dtype=options.dtype)}\n")
+    if options.adapter:
+        written = training.export_adapter(options.path, options.file)
+    else:
+        written = training.export_checkpoint(options.path, options.file, dtype=options.dtype)
+    sys.stdout.write(f"{written}\n")
     return OK

@@ -6,9 +6,7 @@ after it. So a crash leaves the old state or the new one, and files that nobody 
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import os
 from pathlib import Path
 
 import msgspec
@@ -16,8 +14,8 @@ import numpy as np
 from msgspec import Struct
 from numpy.typing import NDArray
 
-from windlass.core import clock
 from windlass.core.errors import WindlassError
+from windlass.core.private import replace_private
 from windlass.local.safetensors import SafetensorsFile, write_safetensors
 from windlass.training.federated.errors import StateError
 
@@ -64,31 +62,10 @@ class Kept(Struct, forbid_unknown_fields=True):
 
 def write_file(path: Path, data: bytes) -> None:
     """Replace a file, durably and in one step, readable by its user alone. Raises StateError."""
-    temp = path.with_name(f".{path.name}.{clock.new_id()}.tmp")
     try:
-        fd = os.open(temp, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        try:
-            with os.fdopen(fd, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            temp.replace(path)
-        except BaseException:
-            temp.unlink(missing_ok=True)
-            raise
-        _sync(path.parent)
+        replace_private(path, data)
     except OSError as error:
         raise StateError(f"Cannot write {path}: {error.strerror or error}.", hint="Nothing was changed.") from error
-
-
-def _sync(folder: Path) -> None:
-    # Where a folder cannot be opened (Windows) the rename is durable without.
-    with contextlib.suppress(PermissionError):
-        fd = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(fd)
-        finally:
-            os.close(fd)
 
 
 class Keeper:
@@ -147,7 +124,7 @@ class Keeper:
                 _write_vector(path, vector)
         write_file(self.folder / _STATE, msgspec.json.encode(kept))
         for path in self.folder.iterdir():
-            if path.name not in wanted and (path.suffix in (".safetensors", ".tmp")):
+            if path.name not in wanted and (path.suffix in (".safetensors", ".part")):
                 path.unlink(missing_ok=True)
 
 

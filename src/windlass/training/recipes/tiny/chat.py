@@ -46,7 +46,7 @@ _CLOSE: Final = (
 _TOOL: Final = '\n{"type": "function", "function": {"name": "'
 _TEXT: Final = '", "description": "'
 
-TEMPLATE: Final = (
+_TEMPLATE: Final = (
     """{%- if tools %}
     {{- '<|im_start|>system\\n' }}
     {%- if messages[0]['role'] == 'system' %}
@@ -102,7 +102,7 @@ TEMPLATE: Final = (
 {%- endif %}
 """
 ).replace("@SYSTEM", SYSTEM)
-TEMPLATE = TEMPLATE.replace("@OPEN", json.dumps(_OPEN)[1:-1]).replace("@CLOSE", json.dumps(_CLOSE)[1:-1])  # pyright: ignore[reportConstantRedefinition]
+TEMPLATE: Final = _TEMPLATE.replace("@OPEN", json.dumps(_OPEN)[1:-1]).replace("@CLOSE", json.dumps(_CLOSE)[1:-1])
 
 
 def _json(value: Any) -> str:

@@ -12,7 +12,7 @@ import shutil
 import statistics
 import sys
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import aclosing
 from pathlib import Path
 from random import Random
@@ -144,11 +144,13 @@ async def _run(provider: Any, case: Case, extra: dict[str, Any]) -> _Outcome:
         messages.append(Message("tool", (ToolResponse(call.id, told_result, status="error" if failed else "ok"),)))
 
 
-async def measure(model: Path, n: int, seed: int, *, copying: bool | None = None, wrong: int = 0) -> dict[str, Any]:
+async def measure(
+    model: Path, n: int, seed: int, *, copying: bool | None = None, wrong: int = 0, only: Sequence[str] = ()
+) -> dict[str, Any]:
     """Return what a model does on the held-out sets: `sets` (name -> counts) and `tools` (name -> (right, n) per set).
 
     `copying` turns copy-guided decoding on or off; None: as the model's card says. `wrong` prints so many failures of
-    each set to stderr. A model without a card gets the recipe's.
+    each set to stderr; `only` names the sets to measure. A model without a card gets the recipe's.
     """
     extra: dict[str, Any] = (
         {} if copying is None else {"copy_arguments": copying, "answer_forms": list(FORMS) * copying}
@@ -169,6 +171,8 @@ async def measure(model: Path, n: int, seed: int, *, copying: bool | None = None
         provider = registry.load("windlass.providers.local:LocalProvider")(path)
         try:
             for name, cases in sets(n, seed).items():
+                if only and name not in only:
+                    continue
                 outcomes = [await _run(provider, case, extra) for case in cases]
                 found["sets"][name] = msgspec.to_builtins(_score(outcomes))
                 _by_tool(found["tools"], name, cases, outcomes)

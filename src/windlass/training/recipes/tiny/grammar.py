@@ -278,8 +278,9 @@ def off_topic(rng: Random, split: Split) -> Task:
 def copying(rng: Random, split: Split) -> Task:
     """Return a task that is nothing but copying: a plain request with long, random words."""
     kind = rng.random()
-    text = " ".join([words.name(rng, split.arguments) for _ in range(rng.randint(2, 9))])
-    if kind < 0.2:
+    # Common words could be guessed, and what can be guessed is not copied.
+    text = " ".join([words.strange(rng, split.arguments) for _ in range(rng.choice((1, 1, 2, 2, 3, 4, 5, 7, 9)))])
+    if kind < 0.1:
         text = words.code(rng, split.arguments)
     path = words.file_path(rng, split.arguments)
     if kind < 0.6:

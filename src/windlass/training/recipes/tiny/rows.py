@@ -13,7 +13,7 @@ from windlass.training.recipes.tiny import grammar, words
 from windlass.training.recipes.tiny.chat import END, HONEST, NO_TOOL, SYSTEM, block, call, response
 from windlass.training.recipes.tiny.grammar import PARAMETERS, Split, Task
 from windlass.training.recipes.tiny.results import ERROR, Folder, told
-from windlass.training.recipes.tiny.vocabulary import Encoder
+from windlass.training.recipes.tiny.vocabulary import Encoder, twins
 from windlass.training.tokenizer import Tokenizer
 
 __all__ = ["DESCRIPTIONS", "Mix", "Rows", "Talk", "offered", "system_text", "talk"]
@@ -49,12 +49,15 @@ _USER, _MODEL = "<|im_start|>user", "<|im_start|>assistant\n"
 
 
 class Mix(NamedTuple):
-    """What conversations a row holds: shares of pure copying, talk off the topic and tools that are not offered.
+    """What a row holds: shares of pure copying, talk off the topic and tools that are not offered.
 
+    `repeats` is the share of rows that are no conversations but random pieces, said three times: nothing but copying
+    can be learnt from them.
     `steps` are the weights of tasks with one, two and three calls; `most_tools` bounds the block; `errors` is the share
     of calls that fail; `follow` the share of conversations with a second request.
     """
 
+    repeats: float = 0.0
     copying: float = 0.06
     off_topic: float = 0.09
     missing: float = 0.05
@@ -161,7 +164,7 @@ class Rows:
         split: Split | None = None,
         user: float = 0.0,
     ) -> None:
-        self._tokenizer = tokenizer
+        self._tokenizer, self._pairs = tokenizer, twins(tokenizer)
         self._encode, self._rows, self._length = Encoder(tokenizer), rows, seq_len + 1
         self._seed, self._split, self._user = seed, split or Split(), user
         self.vocab_size = tokenizer.vocab_size
@@ -180,6 +183,8 @@ class Rows:
     def row(self, index: int) -> Row:
         """Make row `index`."""
         rng, mix = Random(self._seed << 40 | index), self.mix(index)
+        if rng.random() < mix.repeats:
+            return self._repeats(rng)
         names = offered(rng, mix.most_tools)
         tokens = self._encode(_block(rng, names))
         del tokens[self._length // 2 :]
@@ -200,6 +205,34 @@ class Rows:
             # Long texts stand between the block and a request at times: what is far away must be found too.
             positions[head:] += rng.randint(0, 1500)
         return Row(np.array(tokens, np.int32), np.array(weights, np.float32), np.array(segments, np.int32), positions)
+
+    def _repeats(self, rng: Random) -> Row:
+        """Make a row of random words, each series three times: behind a space as in a request, then as in a call."""
+        tokens: list[int] = []
+        weights: list[float] = []
+        segments: list[int] = []
+        for segment in range(1, 100):
+            words = [
+                [rng.choice(self._pairs) for _ in range(rng.choice((1, 1, 2, 3)))] for _ in range(rng.randint(1, 7))
+            ]
+            spaced = [[word[0][1], *[plain for plain, _ in word[1:]]] for word in words]
+            bare = [[plain for plain, _ in words[0]], *spaced[1:]]
+            edge = rng.choice(self._pairs)[0]
+            ids: list[int] = []
+            for series in (spaced, bare, bare):
+                ids += [piece for word in series for piece in word] + [edge]
+            first = len(ids) // 3
+            if len(tokens) + len(ids) > self._length:
+                break
+            tokens += ids
+            weights += [0.0] * first + [1.0] * (len(ids) - first)
+            segments += [segment] * len(ids)
+        return Row(
+            np.array(tokens, np.int32),
+            np.array(weights, np.float32),
+            np.array(segments, np.int32),
+            np.arange(len(tokens), dtype=np.int32),
+        )
 
     def _talk(self, made: Talk) -> tuple[list[int], list[float]]:
         tokens: list[int] = []

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from functools import cache
 from random import Random
 from typing import Final
 
@@ -49,6 +50,11 @@ def _sample(seed: int, tasks: int) -> Counter[str]:
 
 def make_tokenizer(*, seed: int = 0, tasks: int = 12000, pieces: int = PIECES) -> Tokenizer:
     """Make the tokenizer from generated text: always the same for the same arguments."""
+    return Tokenizer(Backend.from_str(_document(seed, tasks, pieces)), eos=END, bos=None, chat_template=TEMPLATE)
+
+
+@cache
+def _document(seed: int, tasks: int, pieces: int) -> str:
     backend = Backend(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # pyright: ignore[reportAttributeAccessIssue]
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
@@ -68,7 +74,7 @@ def make_tokenizer(*, seed: int = 0, tasks: int = 12000, pieces: int = PIECES) -
     return _assembled(alphabet, [(str(left), str(right)) for left, right in learnt])
 
 
-def _assembled(alphabet: list[str], merges: list[tuple[str, str]]) -> Tokenizer:
+def _assembled(alphabet: list[str], merges: list[tuple[str, str]]) -> str:
     whole = [left + right for left, right in merges]
     first = [letter for letter in alphabet if letter.isascii() and letter.isprintable()]
     tokens = [*SPECIAL, *FIXED, *alphabet, *dict.fromkeys(whole)]
@@ -101,8 +107,7 @@ def _assembled(alphabet: list[str], merges: list[tuple[str, str]]) -> Tokenizer:
             "merges": [list(merge) for merge in merges],
         },
     }  # fmt: skip
-    backend = Backend.from_str(msgspec.json.encode(document).decode())
-    return Tokenizer(backend, eos=END, bos=None, chat_template=TEMPLATE)
+    return msgspec.json.encode(document).decode()
 
 
 def twins(tokenizer: Tokenizer) -> list[tuple[int, int]]:

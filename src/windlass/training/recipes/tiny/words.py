@@ -11,7 +11,19 @@ from random import Random
 from typing import Final
 from zlib import crc32
 
-__all__ = ["code", "command", "content", "file_path", "folder", "is_held", "marker", "name", "needle", "sentence"]
+__all__ = [
+    "code",
+    "command",
+    "content",
+    "file_path",
+    "folder",
+    "is_held",
+    "marker",
+    "name",
+    "needle",
+    "sentence",
+    "strange",
+]
 
 
 def _listed(text: str) -> list[str]:
@@ -78,13 +90,14 @@ def is_held(word: str) -> bool:
     return crc32(word.lower().encode()) % 8 == 0
 
 
-@cache
-def _split(words: tuple[str, ...], held: bool) -> tuple[str, ...]:
-    return tuple([word for word in words if is_held(word) == held])
+def _in_split(word: str, held: bool) -> bool:
+    return is_held(word) == held and not (held and word in _COMMON)
 
 
-_NOUNS_OF = {held: tuple(sorted({word for word in _NOUNS if is_held(word) == held})) for held in (False, True)}
-_VERBS_OF = {held: tuple(sorted({word for word in _VERBS if is_held(word) == held})) for held in (False, True)}
+# What training may use anywhere is no word of the held-out sets.
+_COMMON: Final = frozenset((*_SHARED, *_STEMS, *_FOLDERS))
+_NOUNS_OF = {held: tuple(sorted({word for word in _NOUNS if _in_split(word, held)})) for held in (False, True)}
+_VERBS_OF = {held: tuple(sorted({word for word in _VERBS if _in_split(word, held)})) for held in (False, True)}
 
 
 def _syllables(rng: Random, held: bool) -> str:
@@ -131,6 +144,11 @@ def name(rng: Random, held: bool) -> str:
     if kind < 0.88:
         return _shaped(rng, _syllables(rng, held))
     return _letters(rng, held)
+
+
+def strange(rng: Random, held: bool) -> str:
+    """Return a word that nobody has seen: what can only be copied."""
+    return _letters(rng, held) if rng.random() < 0.2 else _shaped(rng, _syllables(rng, held))
 
 
 def _stem(rng: Random, held: bool) -> str:
@@ -225,7 +243,7 @@ def command(rng: Random, held: bool) -> str:
         f"sleep {number}", f"node {path}", f"make {b}", f"npm run {b}", f"pip install {b}", f"find {place}", f"{b}",
         f"cat {path} | wc -l", f"ls -l {place}", f"{b} --version", f"{b} --{a.lower()}", f"bash {path}", f"which {b}",
         f"git commit -m '{b}'", f"chmod +x {path}", f"{b} -v", f"cargo {b}", f"python -m {b}", f"seq {number}",
-        f"date +%{a[0]}", f"kill {number}", f"ping {b}.com", f"curl {b}.com", f"./{b}.sh", f"echo \"{a}\" > {path}",
+        f"date -r {path}", f"kill {number}", f"ping {b}.com", f"curl {b}.com", f"./{b}.sh", f"echo \"{a}\" > {path}",
     )  # fmt: skip
     common = """ls;ls -l;ls -la;pwd;date;whoami;uname -a;git status;git log;git diff;make;make test;df -h;ps aux;env
         uptime;hostname;pytest;npm install;npm test;python --version;cargo build;go test ./...;free -m;id;tree;ls -a"""
