@@ -7,8 +7,8 @@ say how much of the engine's own speed arrives where an answer is read:
 
 - `prefill`: prompt tokens by the time from the call to the first event, over the engine's own prompt time;
 - `decode`: tokens of the answer by the time from that event to the last token, over the engine's own time for them;
-- `whole`: the time of the whole answer, over that of a loop in C++ around the same engine that drops what it writes
-  (`bare`, xllamacpp's server with a callback that does nothing).
+- `whole`: milliseconds of the whole answer; beside it stands `bare`, the same engine asked with a callback that keeps
+  nothing, which is a loop in C++.
 
 With llama-cpp-python installed (`--peer PYTHON` names an interpreter that has it) its own streaming is measured too.
 """

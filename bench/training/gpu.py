@@ -30,10 +30,10 @@ from windlass.training.sources import TokenSource
 from windlass.training.trainer import Trainer
 
 SIZES = {
-    # 100.6 million parameters, of which 24.6 in the tied embedding.
-    "100m": (LlamaConfig(vocab_size=32000, width=768, layers=11, heads=12, kv_heads=12, feed_forward=2048, context=1024), 32),
+    # 102.5 million parameters, 24.6 of them in the tied embedding.
+    "100m": (LlamaConfig(vocab_size=32000, width=768, layers=11, heads=12, kv_heads=12, feed_forward=2048), 32),
     "small": (LlamaConfig(vocab_size=512, width=64, layers=2, heads=4, kv_heads=2, feed_forward=160, context=128), 4),
-}  # fmt: skip
+}
 #: Dense bfloat16 TFLOP/s from the vendor's data sheets, by a part of the card's name.
 PEAKS = {"H200": 989.0, "H100": 989.0, "A100": 312.0, "L40S": 362.0, "L4": 121.0, "4090": 165.0}
 LR = 3e-4

@@ -5,7 +5,7 @@ Run it in an environment that has both, beside what Windlass needs for training:
     python -m venv peers && peers/bin/pip install -e '.[train]' transformers peft
     peers/bin/python bench/training/parity_hf.py
 
-Prints one line of JSON per comparison: the largest difference of logits in float32; exits with 1 when one is above 1e-4.
+Prints a line of JSON per comparison: the largest difference of logits in float32. Exits with 1 when one is above 1e-4.
 """
 
 from __future__ import annotations

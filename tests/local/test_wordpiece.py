@@ -23,7 +23,7 @@ ENGINES = [t if t in SPECIAL else t[2:] if t.startswith("##") else f"▁{t}" for
 
 @pytest.fixture(scope="module")
 def oracle() -> Tokenizer:
-    made = Tokenizer(models.WordPiece(IDS, unk_token="[UNK]", max_input_chars_per_word=100))  # noqa: S106
+    made = Tokenizer(models.WordPiece(IDS, unk_token="[UNK]", max_input_chars_per_word=100))
     made.normalizer = normalizers.BertNormalizer(lowercase=True)
     made.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     made.decoder = decoders.WordPiece()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -9,12 +10,14 @@ from typing import Any
 import msgspec
 import numpy as np
 import torch
-import xllamacpp
 from numpy.typing import NDArray
 
 from windlass.local.engine import EngineOptions, Kind, Native
 from windlass.local.llama import Llama, LlamaConfig
 from windlass.training.tokenizer import Tokenizer
+
+#: It has no types of its own.
+_library: Any = importlib.import_module("xllamacpp")
 
 TEXTS = [
     "The quick brown fox jumps over the lazy dog.\n",
@@ -55,17 +58,17 @@ class Exact:
     """
 
     def __init__(self, path: Path, *, exact: bool = True, adapter: Path | None = None) -> None:
-        params: Any = xllamacpp.CommonParams()
+        params: Any = _library.CommonParams()
         params.model.path, params.n_ctx, params.n_parallel = str(path), 256, 1
         params.cpuparams.n_threads = params.cpuparams_batch.n_threads = 1
         params.warmup = params.fit_params = params.ui = False
         params.verbosity, params.cache_ram_mib = -1, 0
         if exact:
-            params.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
-            params.cache_type_k = params.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
+            params.flash_attn_type = _library.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
+            params.cache_type_k = params.cache_type_v = _library.ggml_type.GGML_TYPE_F32
         if adapter is not None:
-            params.lora_adapters = [xllamacpp.CommonAdapterLoraInfo(str(adapter), 1.0)]
-        self._server: Any = xllamacpp.Server(params)
+            params.lora_adapters = [_library.CommonAdapterLoraInfo(str(adapter), 1.0)]
+        self._server: Any = _library.Server(params)
 
     def next(self, tokens: list[int], vocab_size: int, ascii_token: int) -> NDArray[np.float64]:
         """Return the log-probabilities of the next token, (vocab_size,).

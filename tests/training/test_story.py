@@ -56,10 +56,10 @@ async def test_from_a_file_of_conversations_to_an_agent_that_answers(tmp_path: P
     run = await cli("run", "-m", "local:pebble.gguf", "--tools", "none", "--bare", "--system", "", "bye")
     assert (run.code, run.out.strip()) == (0, "Goodbye!"), run.err
 
-    agent = windlass.Agent(f"local:{model}", temperature=0, system="")
-    for ask, say in PAIRS.items():
+    for ask, say in PAIRS.items():  # each its own conversation: the model saw none of two questions
+        agent = windlass.Agent(f"local:{model}", temperature=0, system="")
         assert (await agent.run(ask)).text == say
-    await agent.destroy()
+        await agent.destroy()
 
     more = conversations(cli.folder / "more.jsonl", {"ping": "PONG!", "who made you?": "You did."})
     tuned = await cli(

@@ -95,6 +95,9 @@ def assemble(
     capabilities: list[Capability] = []
     if extras and workspace is None:
         capabilities = _capabilities(here, environ, trusted, mcp_servers, home or Path.home(), notices)
+    if extras and config.get("memory"):
+        made: Any = registry.resolve("capabilities", "memory")
+        capabilities.append(made(embedder=str(config.get("memory_embedder"))))
     if workspace is None:
         if shell or capabilities:
             kind, network = sandbox or str(config.get("sandbox")), str(config.get("sandbox_network"))

@@ -2,9 +2,24 @@
 
 from __future__ import annotations
 
-from windlass.core.errors import ConfigError, ProviderError
+from typing import Final
+
+from windlass.core.errors import (
+    ConfigError,
+    ModelNotFoundError,
+    ProviderConnectionError,
+    ProviderError,
+    ProviderTimeoutError,
+)
 
 __all__ = ["ErrorContext"]
+
+#: What the reference calls our errors; all others are told by their own name.
+_NAMES: Final[dict[type[BaseException], str]] = {
+    ProviderTimeoutError: "Timeout",
+    ProviderConnectionError: "ConnectionRefused",
+    ModelNotFoundError: "ModelNotFound",
+}
 
 
 class ErrorContext:
@@ -27,7 +42,7 @@ class ErrorContext:
         max_attempts: int | None = None,
         message: str | None = None,
     ) -> None:
-        self.error = error if isinstance(error, str) else type(error).__name__
+        self.error = error if isinstance(error, str) else _NAMES.get(type(error), type(error).__name__)
         self.operation = operation
         self.backend, self.model, self.endpoint, self.http_status = backend, model, endpoint, http_status
         self.attempt, self.max_attempts, self.message = attempt, max_attempts, message

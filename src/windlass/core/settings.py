@@ -77,6 +77,10 @@ SETTINGS: dict[str, Setting] = {
             note="A 15 s (named, never enforced), C 30 s for the shell: ours is 300 s, and 120 s for one shell command",
         ),
         _s("tools", "str", None, "WINDLASS_TOOLS", "tools of the command line, by name or set, with commas"),
+        _s("memory", "bool", False, "WINDLASS_MEMORY", "whether the coding agent remembers across conversations",
+            project=False),
+        _s("memory_embedder", "str", "hashing", "WINDLASS_MEMORY_EMBEDDER", "what finds memories by likeness: hashing, "
+            "or provider:model", project=False),
         _s("sandbox", "str", "auto", "WINDLASS_SANDBOX", "how commands are held: auto, bubblewrap, landlock, "
             "docker:IMAGE or none", project=False, note="C runs them unconfined: ours is a sandbox where there is one"),
         _s("sandbox_network", "str", "none", "WINDLASS_SANDBOX_NETWORK", "what commands reach: none, host, or hosts "

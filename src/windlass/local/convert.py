@@ -108,7 +108,9 @@ def write_llama(
     metadata: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
 ) -> GgufInfo:
-    """Write a llama model as GGUF. `tensors` are by GGUF's names, in GGUF's order of rows, as arrays or functions that
+    """Write a llama model as GGUF.
+
+    `tensors` are by GGUF's names, in GGUF's order of rows, as arrays or functions that
     yield rows; all that `config` asks for must be there and nothing else. `kind`, one of `WRITTEN_TYPES`, is for the
     matrices (F16 where blocks do not divide the rows); norms are F32. `metadata` adds keys: the name, the tokenizer.
 

@@ -188,6 +188,9 @@ class LocalProvider:
             return shipped_model(self._shipped_slots, default.queue)
         if model.endswith(".gguf") and (self._any_path or Path(model) == Path(default.path)):
             path = str(Path(model).expanduser())
+            for name, named in self._named.items():
+                if named.path == path:
+                    return self._model(name, named)
             if path == default.path:
                 return self._model(path, default)
             own = replace(default.options, adapters=())

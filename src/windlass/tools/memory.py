@@ -153,7 +153,7 @@ class Memory:
             return
         at = (same or places)[-1]
         recalled.message = messages[at]
-        reminded = replace(messages[at], parts=(Text(recalled.block), *messages[at].parts))
+        reminded = replace(messages[at], parts=(Text(f"{recalled.block}\n\n"), *messages[at].parts))
         ctx.messages = [*messages[:at], reminded, *messages[at + 1 :]]
 
     def _recalled(self, state: Any) -> _Recalled:

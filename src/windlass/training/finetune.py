@@ -17,7 +17,7 @@ from windlass.local.llama import Llama
 from windlass.local.llama_gguf import load_gguf
 from windlass.local.model_files import kind_of
 from windlass.training.config import TrainConfig
-from windlass.training.lora import LoraConfig, add_lora
+from windlass.training.lora import MATRICES, LoraConfig, add_lora
 from windlass.training.tokenizer import Tokenizer
 
 __all__ = ["Base", "adapt", "load_base", "tokenizer_file"]
@@ -66,8 +66,12 @@ def adapt(model: torch.nn.Module, config: TrainConfig) -> None:
         return
     if not isinstance(model, Llama):
         raise ConfigError("lora_rank is for llama models.")
-    sizes = {"rank": config.lora_rank, "alpha": config.lora_alpha, "dropout": config.lora_dropout}
-    lora = LoraConfig(**sizes, **({"targets": tuple(config.lora_targets)} if config.lora_targets else {}))
+    lora = LoraConfig(
+        rank=config.lora_rank,
+        alpha=config.lora_alpha,
+        dropout=config.lora_dropout,
+        targets=tuple(config.lora_targets) or MATRICES,
+    )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         add_lora(model, lora)

@@ -18,7 +18,16 @@ from torch import Tensor, nn
 from windlass.core.errors import ConfigError
 from windlass.local.llama import Llama
 
-__all__ = ["LoraConfig", "LoraLinear", "add_lora", "lora_layers", "merge_lora", "merged_state", "unmerge_lora"]
+__all__ = [
+    "MATRICES",
+    "LoraConfig",
+    "LoraLinear",
+    "add_lora",
+    "lora_layers",
+    "merge_lora",
+    "merged_state",
+    "unmerge_lora",
+]
 
 #: The matrices of a layer, by their names in GGUF.
 MATRICES = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down")
@@ -54,10 +63,9 @@ class LoraLinear(nn.Module):
 
     def __init__(self, base: nn.Linear, config: LoraConfig) -> None:
         super().__init__()
-        like = {"device": base.weight.device, "dtype": base.weight.dtype}
         self.weight = base.weight.requires_grad_(False)
-        self.lora_a = nn.Parameter(torch.empty(config.rank, base.in_features, **like))
-        self.lora_b = nn.Parameter(torch.zeros(base.out_features, config.rank, **like))
+        self.lora_a = nn.Parameter(self.weight.new_empty(config.rank, base.in_features))
+        self.lora_b = nn.Parameter(self.weight.new_zeros(base.out_features, config.rank))
         self.dropout, self.scale = config.dropout, config.alpha / config.rank
         self.before: Tensor | None = None
         # PEFT's start, which is that of torch's linear layers.

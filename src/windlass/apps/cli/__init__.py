@@ -90,7 +90,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def user_file() -> str:
     """Return the path of the user's settings: as `core.config_files.config_home`, without its imports."""
-    env, expanded = os.environ, os.path.expanduser  # noqa: PTH111 - pathlib costs more than all of help
+    env, expanded = os.environ, os.path.expanduser
     base = env.get("XDG_CONFIG_HOME", "")
     if env.get("WINDLASS_HOME"):
         folder = expanded(env["WINDLASS_HOME"])
