@@ -4,6 +4,8 @@ VENV    ?= .venv
 BIN     := $(VENV)/bin
 T       ?= tests
 K       ?=
+# More for pip: on Linux torch brings CUDA, unless PIP='--extra-index-url https://download.pytorch.org/whl/cpu'.
+PIP     ?=
 PYTEST  := $(BIN)/python -m pytest
 SHELL   := /bin/bash
 
@@ -20,7 +22,7 @@ $(VENV)/.run: pyproject.toml
 
 $(VENV)/.dev: pyproject.toml requirements-dev.txt
 	$(PY) -m venv $(VENV)
-	$(BIN)/pip install -q -e '.[all]' -r requirements-dev.txt
+	$(BIN)/pip install -q $(PIP) -e '.[all]' -r requirements-dev.txt
 	@touch $@ $(VENV)/.run $(VENV)/.serve
 
 run: $(VENV)/.run ## run the built-in model on a real task in a new folder; no key, no account

@@ -75,7 +75,17 @@ def compare(interpreter: str, options: argparse.Namespace, precision: str, threa
     for number in range(options.rounds):
         # The order turns round, so that nobody always comes after the same other one.
         for name in options.only if number % 2 == 0 else reversed(options.only):
-            command = [interpreter, __file__, *(["--cpu"] if options.cpu else []), "--steps", str(options.steps), "--lap", name, str(threads), precision]
+            command = [
+                interpreter,
+                __file__,
+                *(["--cpu"] if options.cpu else []),
+                "--steps",
+                str(options.steps),
+                "--lap",
+                name,
+                str(threads),
+                precision,
+            ]
             done = subprocess.run([*command, str(data)], capture_output=True, text=True, env=environment())
             if done.returncode:
                 raise SystemExit(f"{name}: {done.stderr[-2000:]}")

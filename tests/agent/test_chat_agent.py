@@ -118,8 +118,9 @@ async def test_hugging_face_by_e_s_variables(name: str) -> None:
     ids=str,
 )  # fmt: skip
 def test_out_of_range_is_invalid_configuration(wrong: dict[str, Any]) -> None:
+    options: dict[str, Any] = {"name": "bot", "model": ScriptedProvider(["a"]), **wrong}
     with pytest.raises(InvalidConfiguration) as caught:
-        ChatAgent(**{"name": "bot", "model": ScriptedProvider(["a"]), **wrong})
+        ChatAgent(**options)
     assert isinstance(caught.value, ConfigError) and caught.value.code == "invalid_configuration"
     assert caught.value.to_dict()["code"] == "invalid_configuration"
 

@@ -24,7 +24,7 @@ MAX_FILE, MAX_FUNCTION, MAX_LOOP, MAX_KINDS, MAX_DISTRIBUTIONS = 500, 90, 300, 3
 EXTRAS = {
     "xllamacpp", "re2", "uvloop", "termios", "botocore", "psycopg", "opentelemetry", "mcp", "mcp_types", "anyio",
     "httpx2", "uvicorn", "acp", "keyring", "gguf", "numpy", "jinja2", "torch", "tokenizers", "safetensors",
-    "flwr", "tensorboard", "wandb", "sqlite_vec",
+    "flwr", "tensorboard", "wandb", "sqlite_vec", "cryptography",
 }  # fmt: skip
 
 

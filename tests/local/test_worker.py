@@ -19,7 +19,7 @@ import pytest
 
 from tests.local.asking import ENDLESS, ask, function, said
 from tests.local.gguf_bytes import gguf, string, tensor, u32
-from windlass.core.clock import deadline
+from windlass.core.clock import deadline, monotonic, sleep
 from windlass.core.errors import BadRequestError, ConfigError, ContextExceededError, LocalModelError
 from windlass.local.embedded import embedded_model
 from windlass.local.engine import EngineOptions
@@ -99,6 +99,26 @@ async def test_closing_the_stream_stops_the_worker_but_does_not_end_it(worker: W
                 await anext(chunks)
         assert (await ask(worker, said("hello"))).reasons == ["stop"]
     assert worker.pid == pid
+
+
+async def test_one_cancelled_while_it_waits_for_a_slot_does_no_harm_to_the_others(model: Path) -> None:
+    worker = WorkerEngine(model, EngineOptions(context=4096, slots=1, threads=1), grace=0.2)
+    try:
+        async with aclosing(worker.stream({**said("x"), **ENDLESS})) as first:
+            await anext(first)
+            pid = worker.pid
+            waiting = asyncio.ensure_future(ask(worker, said("hello")))
+            await sleep(0.1)
+            waiting.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await waiting
+            until = monotonic() + 0.6  # three times the grace
+            while monotonic() < until:
+                await anext(first)
+        assert (await ask(worker, said("hello"))).reasons == ["stop"]
+        assert worker.pid == pid
+    finally:
+        worker.close()
 
 
 def test_two_loops_share_a_worker(worker: WorkerEngine) -> None:

@@ -264,11 +264,11 @@ async def test_a_route_goes_on_to_the_next_target_and_opens_no_breaker(file: Pat
     target = router.route("one").targets[0]
     async with aclosing(opened(busy, asking())) as first:
         await anext(first)
+        with pytest.raises(NoRoom) as caught:
+            await last_of(busy, asking())
         for _ in range(8):
             attempts = router.route("both").attempts()
             asked = [await attempts.next()]
-            with pytest.raises(NoRoom) as caught:
-                await last_of(busy, asking())
             attempts.failed(caught.value)
             asked.append(await attempts.next())
             attempts.close()

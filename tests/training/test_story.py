@@ -13,7 +13,8 @@ from windlass.local.gguf import read_header
 
 PAIRS = {"ping": "pong", "hello": "Hello there!", "what is your name?": "I am Pebble.", "bye": "Goodbye!"}
 HOW = (
-    "--seq-len", "64", "-b", "4", "--lr", "0.01", "--lr-schedule", "constant", "--seed", "1", "--device", "cpu", "-q",
+    "--seq-len", "64", "-b", "4", "--lr", "0.01", "--warmup-steps", "5", "--decay-steps", "100", "--device", "cpu",
+    "-q",
 )  # fmt: skip
 SHAPE = (
     "--width",

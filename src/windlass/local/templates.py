@@ -59,8 +59,11 @@ class Answer(Struct, frozen=True, omit_defaults=True):
 
 
 class TemplateRenderer:
-    """A process that renders templates within `limits`, one at a time, started by the first call and again after each
-    that had to be ended. Any number of threads may call it. `close` ends it."""
+    """A process that renders templates within `limits`, one at a time.
+
+    The first call starts it, and the call after one that had to be ended. Any number of threads may call it. `close`
+    ends it.
+    """
 
     def __init__(self, limits: TemplateLimits | None = None) -> None:
         self._limits = limits or TemplateLimits()

@@ -12,7 +12,7 @@ import os
 import signal
 import sys
 import threading
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -85,16 +85,22 @@ class _Answers:
         # What needs no slot must not wait for one.
         self._aside = ThreadPoolExecutor(1, "windlass-aside")
         self._cancelled: dict[int, threading.Event] = {}
+        self._begun: dict[int, Future[None]] = {}
 
     def start(self, ask: Ask) -> None:
         assert ask.body is not None
         event = self._cancelled[ask.id] = threading.Event()
         pool = self._pool if ask.kind in ("chat", "completion", "embeddings") else self._aside
-        pool.submit(self._answer, ask.id, ask.kind, ask.body, event)
+        work = self._begun[ask.id] = pool.submit(self._answer, ask.id, ask.kind, ask.body, event)
+        work.add_done_callback(lambda _: self._begun.pop(ask.id, None))
 
     def cancel(self, number: int) -> None:
-        event = self._cancelled.get(number)
-        if event is not None:
+        event, work = self._cancelled.get(number), self._begun.get(number)
+        if work is not None and work.cancel():
+            # It waited for a slot: nothing has begun that could be stuck.
+            del self._cancelled[number]
+            self._writer.reply(Reply(number, done=True))
+        elif event is not None:
             event.set()
             watch = threading.Timer(self._grace, self._give_up, (number,))
             watch.daemon = True

@@ -33,8 +33,6 @@ _log = logging.getLogger("windlass.local")
 #: Without one of these no engine finds a GPU, and it need not be loaded into this process to look for one.
 _DEVICES: Final = ("/dev/nvidiactl", "/dev/kfd", "/dev/dri", "/dev/dxg")
 _UNBOUNDED: Final = 1 << 30
-#: Few models run behind a server, which needs the HTTP client.
-_SERVERS: Final = "windlass.local.backend_server"
 
 
 class LocalModel:
@@ -123,14 +121,15 @@ class LocalModel:
     def _made(self) -> tuple[ChatEngine, Callable[[], None]]:
         settings = self.settings
         if settings.base_url:
-            asking = registry.load(f"{_SERVERS}:ServerEngine")(settings.base_url, api_key=settings.api_key)
+            make: Any = registry.load("windlass.local.backend_server:ServerEngine")
+            asking = make(settings.base_url, api_key=settings.api_key)
             return asking, asking.close
         options = self._planned(settings.options)
         if settings.backend == "server":
-            process = registry.load(f"{_SERVERS}:ServerProcess")(
+            process = registry.load("windlass.local.backend_server:ServerProcess")(
                 settings.path, options, load_timeout=settings.load_timeout
             )
-            backend = registry.load(f"{_SERVERS}:ServerBackend")(process)
+            backend = registry.load("windlass.local.backend_server:ServerBackend")(process)
             return backend.chat_engine(), backend.close
         worker = WorkerEngine(settings.path, options, load_timeout=settings.load_timeout, memory=settings.memory)
         return worker, worker.close
@@ -148,7 +147,7 @@ class LocalModel:
         settings = self.settings
         if settings.base_url:
             return f"{self.id} is asked at {settings.base_url}.", True
-        plan = self.plan()
+        plan, _ = self.plan(), self.context  # which is known from then on without reading the file
         if settings.ignore_memory:
             return plan.message, True
         try:
@@ -200,7 +199,8 @@ class LocalModel:
             made = GgufEmbedder(settings.path, options=own, in_process=True, verify=embedded_model().verify)
             return made, made.close
         if settings.base_url:
-            asking = registry.load(f"{_SERVERS}:ServerBackend")(settings.base_url, api_key=settings.api_key)
+            make: Any = registry.load("windlass.local.backend_server:ServerBackend")
+            asking = make(settings.base_url, api_key=settings.api_key)
             return GgufEmbedder(backend=asking), asking.close
         if settings.backend == "server":
             raise UnsupportedInputError(

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from windlass.local.llama import Llama
 from windlass.training.data import Batch
+from windlass.training.head import HeadLoss
 
 __all__ = ["Objective", "Sums", "perplexity"]
 
@@ -49,9 +50,27 @@ class Objective(nn.Module):
         ).flatten(0, 1)
         if batch.chosen is not None:
             x, targets, weights = (each.index_select(0, batch.chosen) for each in (x, targets, weights))
-        if isinstance(model, Llama):
-            x = F.linear(x, model.token_embd.weight) if model.output is None else model.output(x)
+        if not isinstance(model, Llama):
+            return _sums(x.float(), targets, weights, self.smoothing, count)
+        matrix = _matrix(model)
+        if matrix is not None and _pays(x.device.type):
+            found: Any = HeadLoss.apply(x, matrix, targets, weights, self.smoothing, count)
+            return Sums(*found)
+        x = F.linear(x, model.token_embd.weight) if model.output is None else model.output(x)
         return _sums(x.float(), targets, weights, self.smoothing, count)
+
+
+def _matrix(model: Llama) -> Tensor | None:
+    """Return the output matrix if it is nothing but one."""
+    if model.output is None:
+        return model.token_embd.weight
+    return model.output.weight if type(model.output) is nn.Linear and model.output.bias is None else None
+
+
+def _pays(kind: str) -> bool:
+    """Tell whether loss and matrix are computed together: a compiler does that itself, fp16 needs its scale first."""
+    half = torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind) == torch.float16
+    return not half and not torch.compiler.is_compiling()
 
 
 def _sums(logits: Tensor, targets: Tensor, weights: Tensor, smoothing: float, count: bool) -> Sums:

@@ -15,7 +15,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "tui": ("tui", "the coding agent in a terminal (windlass alone starts it)"),
     "acp": ("acp", "serve the coding agent to an editor (Agent Client Protocol)"),
     "serve": ("serve", "serve models over HTTP in every dialect that clients speak"),
-    "local": ("local", "models on this machine: info, generate, chat, bench, quantize, embed"),
+    "local": ("local", "models on this machine: info, chat, bench, quantize, embed"),
     "llm": ("local", "the same, by reference E's name"),
     "convert": ("convert", "write datasets, models and embeddings in another format"),
     "federate": ("federate", "federated training: the coordinator, a node, the status"),

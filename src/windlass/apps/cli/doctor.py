@@ -88,6 +88,8 @@ def _checks(config: Config) -> Iterator[Finding]:
         ", ".join([f"{path}{'' if path.is_file() else ' (none)'}" for path, _ in default_files(config.environ)]),
     )
     yield "folders", True, f"settings {config_home(config.environ)}, data {data_home(config.environ)}"
+    if config.off:
+        yield "features", True, ", ".join([f"{name} is off ({where})" for name, where in config.off.items()])
     settings = [config.provider_settings(name) for name in dict.fromkeys([*VENDORS, *config.user_providers])]
     keys = [each.name for each in settings if each.api_key]
     logins = [f"{each.name} (login)" for each in settings if not each.api_key and has_login(each, config)]

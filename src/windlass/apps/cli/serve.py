@@ -83,8 +83,7 @@ async def _serve(options: argparse.Namespace) -> int:
     async with AsyncExitStack() as stack:
         stack.enter_context(logging_to(settings.log))
         gateway = await open_gateway(config, settings, stack)
-        for text, fits in await run_in_thread(gateway.router.local_plans):
-            log.log(logging.INFO if fits else logging.WARNING, "%s", text)
+        await _tell_memory(gateway.router)
         sock = listen(settings.host, settings.port)
         port = sock.getsockname()[1]
 
@@ -102,6 +101,12 @@ async def _serve(options: argparse.Namespace) -> int:
             watch=_changes(files) if options.reload_config else None,
         )
     return OK
+
+
+async def _tell_memory(router: Router) -> None:
+    """Tell what the models of this machine will need, before anybody asks one."""
+    for text, fits in await run_in_thread(router.local_plans):
+        log.log(logging.INFO if fits else logging.WARNING, "%s", text)
 
 
 def _ready(text: str) -> None:
@@ -122,6 +127,7 @@ async def _reload(gateway: Gateway, config: Config, options: argparse.Namespace)
     router = Router(config)
     for problem in router.check():
         log.warning("%s", problem)
+    await _tell_memory(router)
     before = gateway.replace(settings, config, router)
     log.info("the configuration was read again.")
     begun = list(gateway.running.values())

@@ -42,8 +42,8 @@ STAGES: Final = (
 
 #: Options found right for two processors: some 40 million tokens.
 _OPTIONS: Final[dict[str, Any]] = {
-    "epochs": 1, "sample_count": 100_000, "seq_len": 448, "batch_size": 8, "optimizer": "muon", "lr": 0.006,
-    "min_lr": 0.00006, "schedule": "warmup_cosine", "warmup_steps": 60, "weight_decay": 0.01, "beta2": 0.95,
+    "epochs": 1, "sample_count": 100_000, "seq_len": 448, "batch_size": 8, "optimizer": "muon", "lr": 0.008,
+    "min_lr": 0.00008, "schedule": "warmup_cosine", "warmup_steps": 60, "weight_decay": 0.01, "beta2": 0.95,
     "precision": "bf16", "eval_interval": 500, "early_stopping_patience": 0, "checkpoint_interval": 250,
     "max_checkpoints": 3,
 }  # fmt: skip
