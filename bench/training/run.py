@@ -5,7 +5,8 @@
 All train the same `Llama` of 9.4 million parameters on the same tokens with the same AdamW (fused), clipping and torch;
 `hf-llama` is Hugging Face's Trainer with its own Llama of the same sizes. Every lap is a process of its own; laps take
 turns, and a ratio is the median over rounds of two laps that followed each other. Read the ratios: the machine's own
-speed is in every figure. `--cpu` counts the processor's time of all threads, for a machine that has other work. Peers are installed under `.build/bench/training`, beside this environment's torch.
+speed is in every figure. `--cpu` counts the processor's time of all threads, for a machine that has other work. Peers
+are installed under `.build/bench/training`, beside this environment's torch.
 """
 
 from __future__ import annotations

@@ -74,8 +74,9 @@ class HeadLoss(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, above: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
-        """Scale the gradients that were made before."""
+    def backward(ctx: Any, *grad_outputs: Any) -> tuple[Tensor | None, ...]:
+        """Scale the gradients that were made before by that of the loss."""
+        above: Tensor = grad_outputs[0]
         grad_x, grad_weight = ctx.saved_tensors
         return (
             None if grad_x is None else grad_x * above,

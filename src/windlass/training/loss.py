@@ -64,7 +64,8 @@ def _matrix(model: Llama) -> Tensor | None:
     """Return the output matrix if it is nothing but one."""
     if model.output is None:
         return model.token_embd.weight
-    return model.output.weight if type(model.output) is nn.Linear and model.output.bias is None else None
+    # A layer that does more (an adapter, a bias) is called as it is.
+    return model.output.weight if type(model.output) is nn.Linear and len(model.output.state_dict()) == 1 else None
 
 
 def _pays(kind: str) -> bool:
