@@ -312,3 +312,11 @@ def test_s84_addresses_that_a_server_names_must_be_safe(url: str, server: str, g
 def test_an_unknown_server_is_named(tmp_path: Path) -> None:
     with pytest.raises(UnknownNameError):
         Mcp([], home=tmp_path).approve("none")
+
+
+def test_a_disabled_server_is_not_connected_whoever_trusts_its_file(tmp_path: Path) -> None:
+    rows = {"off": {"command": "x", "disabled": True}, "on": {"command": "x", "disabled": False}}
+    (tmp_path / ".mcp.json").write_text(json.dumps({"mcpServers": rows}))
+    for servers in (read_servers({"mcpServers": rows}), project_servers(tmp_path, trusted=True)):
+        assert {server.name: server.allowed for server in servers} == {"off": False, "on": True}
+    assert not any(server.allowed for server in project_servers(tmp_path))

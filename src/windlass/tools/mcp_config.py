@@ -111,7 +111,7 @@ def project_servers(
     if not path.is_file():
         return ()
     found = _from_file(path, {} if variables is None else variables)
-    return tuple([msgspec.structs.replace(server, allowed=trusted) for server in found])
+    return tuple([msgspec.structs.replace(server, allowed=trusted and server.allowed) for server in found])
 
 
 def user_servers(folder: str | Path, environ: Mapping[str, str]) -> tuple[tuple[McpServer, ...], dict[str, str]]:
@@ -192,6 +192,8 @@ def _server(name: Any, row: Any, where: str) -> McpServer:
             given[key] = dict(value) if isinstance(value, Mapping) else value
     if name is not None:
         given["name"] = name
+    if row.get("disabled") is True:
+        given["allowed"] = False  # as other programs read their own file
     if "transport" not in given:
         given["transport"] = "http" if given.get("url") else "stdio"
     given["transport"] = _TRANSPORTS.get(given["transport"], given["transport"])

@@ -74,7 +74,7 @@ class HeadLoss(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *grad_outputs: Any) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *grad_outputs: Any) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride] - the decorator hides the names
         """Scale the gradients that were made before by that of the loss."""
         above: Tensor = grad_outputs[0]
         grad_x, grad_weight = ctx.saved_tensors
