@@ -41,7 +41,7 @@ build: $(VENV)/.dev ## build the wheel and the source distribution into dist/
 
 check: lint type ## format, lint, types, import contracts, house rules and docs, without the tests
 	$(BIN)/lint-imports --no-cache
-	$(PYTEST) tests/house
+	$(PYTEST) -n 2 tests/house
 
 test: $(VENV)/.dev check ## all tests and all gates (T=path and K=name choose tests)
 ifeq ($(T)$(K),tests)
