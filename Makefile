@@ -45,9 +45,9 @@ check: lint type ## format, lint, types, import contracts, house rules and docs,
 
 test: $(VENV)/.dev check ## all tests and all gates (T=path and K=name choose tests)
 ifeq ($(T)$(K),tests)
-	$(PYTEST) -n 2 --dist loadfile --ignore tests/house tests
+	$(PYTEST) -n 2 --dist loadfile -m "not soak" --ignore tests/house tests
 else
-	$(PYTEST) $(T) $(if $(K),-k "$(K)")
+	$(PYTEST) -m "not soak" $(T) $(if $(K),-k "$(K)")
 endif
 
 test-fast: $(VENV)/.dev ## the tests that take no second each

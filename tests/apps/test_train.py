@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tests.apps.helpers import Cli
+from tests.apps.helpers import Cli, default_signals
 from windlass.core.events import TrainStep, decode_event
 
 SMALL = ("--sample-count", "64", "-b", "16", "--lr", "0.003", "--warmup-steps", "4", "--device", "cpu")
@@ -94,9 +94,10 @@ async def test_a_signal_finishes_the_step_saves_and_says_how_to_go_on(one_thread
     cli = one_thread
     command = [sys.executable, "-m", "windlass", "train", "run", "-e", "100000", *SMALL, "--checkpoint-path", "saved",
                "--json"]  # fmt: skip
-    process = await asyncio.create_subprocess_exec(
-        *command, cwd=cli.folder, env=cli.env, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
-    )
+    with default_signals():
+        process = await asyncio.create_subprocess_exec(
+            *command, cwd=cli.folder, env=cli.env, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
+        )
     assert process.stdout is not None
     lines: list[bytes] = []
     while not any(b"train.step" in line for line in lines):

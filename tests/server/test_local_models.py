@@ -119,9 +119,12 @@ async def test_two_slots_take_turns_one_waits_and_further_ones_are_refused(clien
         assert error.response.headers["retry-after"] == "1" and error.response.headers["x-should-retry"] == "true"
     ends = [at for at, (_, reason) in enumerate(order) if reason]
     assert len(ends) == 3
-    first, second = dict.fromkeys([number for number, _ in order[: ends[0]]])
+    first, second, third = dict.fromkeys([number for number, _ in order])
     turns = sum(1 for before, after in pairwise(order[: ends[0]]) if before[0] != after[0])
-    assert {first, second} == {number for number, _ in order[: ends[0]]} and turns >= 2
+    assert turns >= 2
+    # The third began when one of the others was done, but for what was still on its way.
+    after = [number for number, _ in order[order.index((third, "")) :]]
+    assert min(after.count(first), after.count(second)) < len(order) // 10
 
 
 async def test_clients_that_leave_free_their_slots(client: openai.AsyncOpenAI) -> None:

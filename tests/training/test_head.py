@@ -12,7 +12,7 @@ from torch import Tensor
 from tests.training.rows import Rows, config, llama
 from windlass.training import head
 from windlass.training.data import collate
-from windlass.training.head import HeadLoss
+from windlass.training.head import HeadLoss, right
 from windlass.training.loss import Objective
 from windlass.training.trainer import Trainer
 
@@ -73,6 +73,11 @@ def test_only_the_gradients_that_are_asked_for_are_made() -> None:
     with torch.no_grad():
         quiet: Any = HeadLoss.apply(x, weight, targets, weights, 0.0, True)
     assert quiet[0] == sums[0] and sums[2] == 0 and quiet[2] > 0
+
+
+def test_what_is_right_is_the_highest_and_shared_where_several_are() -> None:
+    scores = torch.tensor([[1.0, 3.0, 2.0], [3.0, 3.0, 1.0], [2.0, 2.0, 2.0], [5.0, 1.0, 1.0]])
+    assert right(scores, torch.tensor([1, 0, 2, 1])).tolist() == pytest.approx([1, 1 / 2, 1 / 3, 0])
 
 
 def test_a_head_with_something_around_it_is_called_as_it_is() -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import json
 import logging
-import os
 import struct
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -569,7 +568,6 @@ def test_nothing_to_read_is_no_rows(tmp_path: Path) -> None:
 
 
 @pytest.mark.soak
-@pytest.mark.skipif(not os.environ.get("WINDLASS_SOAK"), reason="long form, in make soak")
 def test_100_mb_of_jsonl_become_tokens_in_little_memory(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     line = (json.dumps({"text": "the quick brown fox jumps over the lazy dog " * 20}) + "\n").encode()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import os
 import struct
 import tracemalloc
 import zlib
@@ -455,7 +454,6 @@ def test_kill_9_while_writing_leaves_the_old_file(tmp_path: Path, old: bool) -> 
 
 
 @pytest.mark.soak
-@pytest.mark.skipif(not os.environ.get("WINDLASS_SOAK"), reason="long form, in make soak")
 def test_100_mb_go_both_ways_in_little_memory(tmp_path: Path) -> None:
     tokens = (np.arange(25 << 20, dtype=np.uint64) * 2654435761 % 50000).astype(np.uint32)
     (tmp_path / "a.bin").write_bytes(tokens.tobytes())

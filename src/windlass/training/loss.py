@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from windlass.local.llama import Llama
 from windlass.training.data import Batch
-from windlass.training.head import HeadLoss
+from windlass.training.head import HeadLoss, right
 
 __all__ = ["Objective", "Sums", "perplexity"]
 
@@ -64,8 +64,10 @@ def _matrix(model: Llama) -> Tensor | None:
     """Return the output matrix if it is nothing but one."""
     if model.output is None:
         return model.token_embd.weight
-    # A layer that does more (an adapter, a bias) is called as it is.
-    return model.output.weight if type(model.output) is nn.Linear and len(model.output.state_dict()) == 1 else None
+    # A layer that does more (an adapter, a bias) is called as it is. Not by its state_dict: that would cut the weights
+    # of processes that share them into parts again.
+    alone = type(model.output) is nn.Linear and len(list(model.output.parameters())) == 1
+    return model.output.weight if alone else None
 
 
 def _pays(kind: str) -> bool:
@@ -81,7 +83,7 @@ def _sums(logits: Tensor, targets: Tensor, weights: Tensor, smoothing: float, co
         # As torch's label_smoothing: a share of the target's probability is spread over all tokens.
         even = (torch.logsumexp(logits, -1) - logits.mean(-1)) * weights
         loss = (1 - smoothing) * entropy + smoothing * even.sum()
-    correct = ((logits.argmax(-1) == targets) * weights).sum() if count else torch.zeros_like(entropy)
+    correct = right(logits, targets) @ weights if count else torch.zeros_like(entropy)
     return Sums(loss, entropy.detach(), correct.detach())
 
 
