@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import socket
 from collections.abc import Generator
 from typing import Any
@@ -10,6 +11,9 @@ from typing import Any
 import pytest
 
 from tests.postgres import Postgres
+
+# Two workers on two cores: more threads for numbers would wait for each other, and spin while they do.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 class OutsideNetwork(RuntimeError):

@@ -60,6 +60,7 @@ class Cli:
             "LANG": "C.UTF-8",
             "WINDLASS_HOME": str(self.home),
             "PYTHONDONTWRITEBYTECODE": "1",
+            "OMP_NUM_THREADS": "1",
             # A warning of Python's in the program is a bug of ours.
             "PYTHONWARNINGS": "error::ResourceWarning",
         }

@@ -221,7 +221,7 @@ class Folder:
         return found[max(found)] if found else None
 
     def expect(self, step: int) -> None:
-        """Refuse a folder that has checkpoints of later steps than `step`: of another run, or of a future given up."""
+        """Refuse a folder with checkpoints of later steps than `step`, of another run or of a future given up."""
         newest = self.latest()
         if newest is not None and max(_steps(self.path)) > step:
             raise CheckpointError(
@@ -229,6 +229,8 @@ class Folder:
                 path=str(self.path),
                 hint="Resume from it, or choose another folder.",
             )
+        # A process that was killed after its last checkpoint left one too many.
+        self._trim()
 
     def save(
         self, state: State, model: dict[str, Tensor], optimiser: dict[str, Tensor], texts: Mapping[str, bytes]
