@@ -39,9 +39,10 @@ serve: $(VENV)/.serve ## serve the built-in model, and every provider that has a
 build: $(VENV)/.dev ## build the wheel and the source distribution into dist/
 	$(BIN)/python -m build -q
 
-check: lint type ## format, lint, types, import contracts, house rules and docs, without the tests
-	$(BIN)/lint-imports --no-cache
-	$(PYTEST) -n 2 tests/house
+check: lint ## format, lint, types, import contracts, house rules and docs, without the tests
+	@# Types take a minute of one core: beside the rest, which then waits for them.
+	$(BIN)/basedpyright --level error & types=$$!; \
+	  $(BIN)/lint-imports --no-cache && $(PYTEST) -n 2 tests/house; rest=$$?; wait $$types && exit $$rest
 
 test: $(VENV)/.dev check ## all tests and all gates (T=path and K=name choose tests)
 ifeq ($(T)$(K),tests)

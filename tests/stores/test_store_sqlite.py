@@ -256,6 +256,7 @@ async def test_an_append_cancelled_before_it_began_never_runs(path: Path) -> Non
 
 
 def test_several_loops_and_threads_share_one_file(path: Path) -> None:
+    before = set(threading.enumerate())  # of other tests' files, about to end
     shared = SqliteStore(path, synchronous="NORMAL")
     errors: list[BaseException] = []
 
@@ -276,7 +277,7 @@ def test_several_loops_and_threads_share_one_file(path: Path) -> None:
     threads = [threading.Thread(target=work, args=(f"s{n}",)) for n in range(4)]
     for thread in threads:
         thread.start()
-    writers = {thread.ident for thread in threading.enumerate() if thread.name == "windlass-ledger-writer"}
+    writers = {thread for thread in threading.enumerate() if thread.name == "windlass-ledger-writer"} - before
     for thread in threads:
         thread.join(30)
     assert errors == []
